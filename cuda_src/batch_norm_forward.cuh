@@ -16,13 +16,7 @@ __device__ __forceinline__ void find_statistics(const T* x, const StatisticsResu
     __shared__ MomentsScratch<A, Layout> scratch;
     const auto block = layout.block();
     const bool exists = layout.has(block.channel);
-    // That of planes is there when it is needed. Those of rows would keep registers: they are read when they
-    // are.
-    Vector<T, kChannels> early;
-    if constexpr (Layout::kIsNchw) early = read_origins(x, layout, block.channel, valid);
-    const auto origins = [&] {
-        return Layout::kIsNchw ? early : read_origins(x, layout, block.channel, valid);
-    };
+    const Origins<T, Layout, Valid> origins(x, layout, block.channel, valid);
     Statistics<T, kLayoutWidth<T, Layout>, kChannels> values{x, {}, 0};
     if (exists)
         for_each_in_block<T, kStatisticsLoads<T, Layout, Valid>>(layout, block.channel, block.rank, values,
@@ -30,10 +24,8 @@ __device__ __forceinline__ void find_statistics(const T* x, const StatisticsResu
     const auto again = [&](auto& lowered) {
         if (exists) for_each_in_block<T, 1>(layout, block.channel, block.rank, lowered, valid);
     };
-    reduce_moments(layout, values, origins, scratch, again, [&](int k, const Moments<A>& all) {
-        if (!exists) return;
-        const T origin = Layout::kIsNchw ? early[0] : x[layout.first(block.channel + k, valid)];
-        write_result(result, {all, to_accumulate(origin)}, block.channel + k, block.rank, layout.blocks);
+    reduce_moments(layout, values, origins, scratch, again, [&](int k, const auto& part) {
+        write_result(result, part, block.channel + k, block.rank, layout.blocks);
     });
     if (layout.blocks == 1) result.fold_by_last(arrived, gridDim.x);
 }

@@ -356,19 +356,8 @@ __device__ __forceinline__ void forward_persistent(const T* x,
         const auto channel = layout.channel_of(tile);
         const bool exists = layout.has(channel);
         const auto counted = cached_positions<T>(layout, channel, block.rank, valid, tile == block.group);
-        Vector<T, kChannels> early;
-        if constexpr (Layout::kIsNchw) early = read_origins(x, layout, channel, valid);
+        const Origins<T, Layout, Valid> origins(x, layout, channel, valid);
         const auto of_tile = result_of_tile(layout, result, channel);
-        const auto parameters = [&](int k) {
-            if constexpr (Layout::kIsNchw) {
-                return of_tile.parameters;
-            } else {
-                return ChannelParameters<A>::of(result.gamma, result.beta, channel + k);
-            }
-        };
-        const auto origins = [&] {
-            return Layout::kIsNchw ? early : read_origins(x, layout, channel, valid);
-        };
         StatisticsOfCached<T, kWidth, kChannels> values{{x, {}, 0}, SharedCache<T, kWidth>(slots)};
         if (exists) {
             FetchArray<T, kWidth> fetch{x, SharedCache<T, kWidth>(slots)};
@@ -381,19 +370,14 @@ __device__ __forceinline__ void forward_persistent(const T* x,
             if (exists) for_each_in_block<T, 1, kWhole>(layout, channel, block.rank, lowered, counted);
         };
         const auto agreed = agree(layout, tile, block, barrier_count, of_tile, [&](auto take) {
-            reduce_moments(
-                layout, values.statistics, origins, scratch, again, [&](int k, const Moments<A>& all) {
-                    if (!exists) return;
-                    const T origin = Layout::kIsNchw ? early[0] : x[layout.first(channel + k, valid)];
-                    take(k, {all, to_accumulate(origin)});
-                });
+            reduce_moments(layout, values.statistics, origins, scratch, again, take);
         });
         if (!exists) continue;
         auto normalize = output.template body<kWidth, kChannels>(slots);
 #pragma unroll
         for (int k = 0; k < kChannels; ++k) {
             const ChannelStatistics<A> numbers = agreed(channel + k);
-            normalize.norms[k].set(numbers.mean, numbers.inv_std, parameters(k));
+            normalize.norms[k].set(numbers.mean, numbers.inv_std, of_tile.parameters_of(channel + k));
         }
         for_each_in_block<T, Output::template kLoads<Layout>, kWhole>(layout, channel, block.rank, normalize,
                                                                       counted);
@@ -629,13 +613,8 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
         for (int k = 0; k < kChannels; ++k) {
             const ChannelGradients<A> numbers = agreed(channel + k);
             gradients.norms[k] = keep.norms[k];
-            A inv_std;
-            if constexpr (Layout::kIsNchw) {
-                inv_std = of_tile.inv_std_of_channel;
-            } else {
-                inv_std = of_channels.inv_std[channel + k];
-            }
-            gradients.input_gradients[k].set(inv_std, numbers.dgamma, numbers.dbeta, inv_count);
+            gradients.input_gradients[k].set(of_tile.inv_std_of(channel + k), numbers.dgamma, numbers.dbeta,
+                                             inv_count);
         }
         for_each_in_block<T, kLoads, Source::kWhole>(layout, channel, block.rank, gradients, counted);
     }

@@ -132,7 +132,7 @@ __device__ __forceinline__ void write_statistics(A* statistics, const ChannelSta
 // result that these have to merge. A result, see below, has
 //   write_part(part, channel, rank, blocks)
 //   merged<AtOnce>(channel, blocks)   all of the parts, in lane 0 of a warp, all of whose lanes call it; each
-//                                     reads so many at once: kAtOnce where a kernel does nothing else
+//                                     reads so many at once
 //   finished(part, channel)           the numbers of a channel, of what was merged or its only part
 //   write(numbers, channel), read(channel)
 //   of_channel(channel)               the same for this channel alone, which has already read what the others
@@ -183,8 +183,6 @@ struct StatisticsResult {
     RunningStatistics<A> running;
     A eps;
     long long channels;
-
-    static constexpr int kAtOnce = 80 / sizeof(A);
 
     struct Part {
         Moments<A> moments;
@@ -247,8 +245,11 @@ struct StatisticsResult {
                 kDown / sqrt(var + eps * kDown * kDown)};
     }
 
+    __device__ __forceinline__ ChannelParameters<A> parameters_of(long long channel) const {
+        return ChannelParameters<A>::of(gamma, beta, channel);
+    }
     __device__ __forceinline__ void write(const ChannelStatistics<A>& numbers, long long channel) const {
-        write(numbers, channel, ChannelParameters<A>::of(gamma, beta, channel));
+        write(numbers, channel, parameters_of(channel));
     }
     __device__ __forceinline__ void write(const ChannelStatistics<A>& numbers, long long channel,
                                           const ChannelParameters<A>& parameters) const {
@@ -256,7 +257,7 @@ struct StatisticsResult {
         running.fold(numbers, channel);
     }
     __device__ __forceinline__ StatisticsResultOfChannel<A> of_channel(long long channel) const {
-        return {*this, ChannelParameters<A>::of(gamma, beta, channel)};
+        return {*this, parameters_of(channel)};
     }
 
     // Folds in a batch whose rule needs all channels, in the last of so many blocks to come here, each of
@@ -276,6 +277,9 @@ template <typename A>
 struct StatisticsResultOfChannel : StatisticsResult<A> {
     ChannelParameters<A> parameters;
 
+    __device__ __forceinline__ const ChannelParameters<A>& parameters_of(long long) const {
+        return parameters;
+    }
     __device__ __forceinline__ void write(const ChannelStatistics<A>& numbers, long long channel) const {
         StatisticsResult<A>::write(numbers, channel, parameters);
     }
@@ -296,8 +300,6 @@ struct GradientResult {
     A* partial_sums;
     const A* inv_std;
     A *dgamma, *dbeta;
-
-    static constexpr int kAtOnce = 80 / sizeof(A);
 
     using Part = Sums<A, 2>;
 
@@ -323,6 +325,8 @@ struct GradientResult {
         return warp_reduce(sums);
     }
 
+    __device__ __forceinline__ A inv_std_of(long long channel) const { return inv_std[channel]; }
+
     __device__ __forceinline__ ChannelGradients<A> finished(const Part& sums, long long channel) const {
         return {sums.of[1] * inv_std[channel], sums.of[0]};
     }
@@ -344,18 +348,22 @@ template <typename A>
 struct GradientResultOfChannel : GradientResult<A> {
     A inv_std_of_channel;
 
+    __device__ __forceinline__ A inv_std_of(long long) const { return inv_std_of_channel; }
+
     __device__ __forceinline__ ChannelGradients<A> finished(const Sums<A, 2>& sums, long long) const {
         return {sums.of[1] * inv_std_of_channel, sums.of[0]};
     }
 };
 
 // The numbers of each channel, from its parts: a warp a channel, blockDim.x a multiple of 32.
-template <typename Result>
-__device__ __forceinline__ void merge_parts(const Result& result, long long channels, long long blocks) {
+template <template <typename> class Result, typename A>
+__device__ __forceinline__ void merge_parts(const Result<A>& result, long long channels, long long blocks) {
+    // As many parts of a lane as its registers hold: nothing else is done.
+    constexpr int kAtOnce = 80 / sizeof(A);
     const long long channel = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / kWarpThreads;
     if (channel >= channels) return;
     const auto own = result.of_channel(channel);
-    const typename Result::Part merged = own.template merged<Result::kAtOnce>(channel, blocks);
+    const auto merged = own.template merged<kAtOnce>(channel, blocks);
     if (threadIdx.x % kWarpThreads == 0) own.write(own.finished(merged, channel), channel);
 }
 
@@ -380,17 +388,19 @@ __device__ __forceinline__ int columns_of(const NhwcLayout<Width>&) {
     return static_cast<int>(blockDim.x);
 }
 
-// Two lanes share what both have: each keeps one half of the values, combined with the other's.
+// Two lanes share what both have of the first 2 * Kept values: each keeps one half, combined with the
+// other's, and is told which value its first one was.
 //   mask   of the bit in which the numbers of the two differ; set: the second half
-template <int Count, typename Value>
-__device__ __forceinline__ void keep_half(Value (&values)[Count], int mask) {
+template <int Kept, int Count, typename Value>
+__device__ __forceinline__ int keep_half(Value (&values)[Count], int mask) {
     const bool second = linear_thread() & mask;
 #pragma unroll
-    for (int k = 0; k < Count / 2; ++k) {
-        const Value kept = second ? values[k + Count / 2] : values[k];
-        const Value given = second ? values[k] : values[k + Count / 2];
+    for (int k = 0; k < Kept; ++k) {
+        const Value kept = second ? values[k + Kept] : values[k];
+        const Value given = second ? values[k] : values[k + Kept];
         values[k] = kept.combine(given.shuffled_xor(mask));
     }
+    return second ? Kept : 0;
 }
 
 // What the threads of each warp have of the same channels, combined: number k * columns + x of a warp is that
@@ -406,22 +416,9 @@ __device__ __forceinline__ void combine_in_warps(const Layout& layout, const Val
     Value own[Channels];
 #pragma unroll
     for (int k = 0; k < Channels; ++k) own[k] = values[k];
-    int first = 0, mask = kWarpThreads / 2;
-    if constexpr (kHalvings > 0) {
-        keep_half(own, mask);
-        first += lane & mask ? Channels / 2 : 0;
-        mask /= 2;
-    }
-    if constexpr (kHalvings > 1) {
-        Value half[Channels / 2];
-#pragma unroll
-        for (int k = 0; k < Channels / 2; ++k) half[k] = own[k];
-        keep_half(half, mask);
-#pragma unroll
-        for (int k = 0; k < kKept; ++k) own[k] = half[k];
-        first += lane & mask ? Channels / 4 : 0;
-        mask /= 2;
-    }
+    int first = 0, mask = kWarpThreads / 2 >> kHalvings;
+    if constexpr (kHalvings > 0) first += keep_half<Channels / 2>(own, kWarpThreads / 2);
+    if constexpr (kHalvings > 1) first += keep_half<Channels / 4>(own, kWarpThreads / 4);
     const int same = 2 * mask;  // lanes that have the same channels, or others beside them
 #pragma unroll 1
     for (; mask >= columns; mask /= 2) {
@@ -589,14 +586,35 @@ struct Statistics {
     }
 };
 
-// The first value that counts of each of a thread's channels; 0 where it has none.
+// The first value that counts of each of a thread's channels; 0 where it has none. That of planes is read at
+// once, so that it is there when it is needed. Those of rows would keep registers: they are read when they
+// are.
+//   const Origins<T, Layout, Valid> origins(x, layout, channel, valid);
 template <typename T, typename Layout, typename Valid>
-__device__ __forceinline__ Vector<T, Layout::kChannels> read_origins(const T* x, const Layout& layout,
-                                                                     long long channel, const Valid& valid) {
-    using Origins = Vector<T, Layout::kChannels>;
-    if (!layout.has(channel)) return filled<T, Layout::kChannels>(from_accumulate<T>(accumulate_t<T>(0)));
-    return Origins::load(x + layout.first(channel, valid));
-}
+struct Origins {
+    using Values = Vector<T, Layout::kChannels>;
+    const T* x;
+    const Layout& layout;
+    long long channel;
+    const Valid& valid;
+    Values early;
+
+    __device__ __forceinline__ Origins(const T* array, const Layout& its_layout, long long first_channel,
+                                       const Valid& its_valid)
+        : x(array), layout(its_layout), channel(first_channel), valid(its_valid) {
+        if constexpr (Layout::kIsNchw) early = read();
+    }
+
+    __device__ __forceinline__ Values read() const {
+        if (!layout.has(channel)) return filled<T, Layout::kChannels>(from_accumulate<T>(accumulate_t<T>(0)));
+        return Values::load(x + layout.first(channel, valid));
+    }
+    __device__ __forceinline__ Values all() const { return Layout::kIsNchw ? early : read(); }
+    // Of the k-th channel, which exists.
+    __device__ __forceinline__ accumulate_t<T> of(int k) const {
+        return to_accumulate(Layout::kIsNchw ? early[0] : x[layout.first(channel + k, valid)]);
+    }
+};
 
 // Shared memory of reduce_moments. Of planes the sums of the second step have their own, which saves a
 // barrier.
@@ -607,17 +625,16 @@ struct MomentsScratch {
     A centres[kTileChannels<Layout>];
 };
 
-// Merges what the threads of a block have found of the same channels, as reduce_channels: take(k, moments).
-// Where squares of a channel's values may be too large, which is rare, they are taken once more, lowered.
+// Merges what the threads of a block have found of the same channels, as reduce_channels, but for channels
+// that do not exist: take(k, part), a part of a StatisticsResult. Where squares of a channel's values may be
+// too large, which is rare, they are taken once more, lowered.
 //   own          changed then
-//   origins()    see read_origins
 //   walk(body)   takes a thread's values: calls for_each_in_block, one vector at a time, if it has channels
 //   __shared__ MomentsScratch<A, Layout> scratch;
-//   reduce_moments(layout, own, origins, scratch, walk, [&](int k, const Moments<A>& all) { ... });
-template <typename T, int Width, int Channels, typename Layout, typename Origins, typename Walk,
-          typename Take>
+//   reduce_moments(layout, own, origins, scratch, walk, [&](int k, const auto& part) { ... });
+template <typename T, int Width, int Channels, typename Layout, typename Valid, typename Walk, typename Take>
 __device__ __forceinline__ void reduce_moments(const Layout& layout, Statistics<T, Width, Channels>& own,
-                                               Origins origins,
+                                               const Origins<T, Layout, Valid>& origins,
                                                MomentsScratch<accumulate_t<T>, Layout>& scratch, Walk walk,
                                                Take take) {
     using A = accumulate_t<T>;
@@ -627,7 +644,7 @@ __device__ __forceinline__ void reduce_moments(const Layout& layout, Statistics<
     unsigned int lowered = 0, beyond = 0;
     Sums<A, 2> sums[Channels];
     const auto sum_about_origins = [&] {
-        const Vector<T, Channels> of_channels = origins();
+        const Vector<T, Channels> of_channels = origins.all();
 #pragma unroll
         for (int k = 0; k < Channels; ++k) {
             const A origin = widened(of_channels, k);
@@ -666,7 +683,10 @@ __device__ __forceinline__ void reduce_moments(const Layout& layout, Statistics<
         sums[k] = own.values[k].about(own.count,
                                       Layout::kIsNchw ? centre.mean : scratch.centres[k * columns + column]);
     reduce_channels(layout, sums, scratch.sums[kLastStep], [&](int k, const Sums<A, 2>& all) {
-        take(k, centre.moments(all.of[0], all.of[1], (lowered >> k & 1u) != 0));
+        if (!layout.has(origins.channel)) return;
+        const bool is_lowered = (lowered >> k & 1u) != 0;
+        take(k, typename StatisticsResult<A>::Part{centre.moments(all.of[0], all.of[1], is_lowered),
+                                                   origins.of(k)});
     });
 }
 

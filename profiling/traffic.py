@@ -45,13 +45,13 @@ def launches_of(case: Case, *, filled: bool = False) -> list[Launch]:
     ----------
     case : Case
     filled : bool
-        Give the inputs values, as far as executing a sample of blocks reads them. Otherwise they are not touched.
-        What is not touched takes no memory.
+        Give the inputs values, as far as executing a sample of blocks reads them, and zeros to what kernels hand each
+        other. Otherwise they are not touched. What is not touched takes no memory.
     """
     arrays = _untouched(case)
     if filled:
         _fill(case, arrays)
-    # What is between two kernels computes with whatever is in memory.
+    # What the host computes between two kernels it computes with whatever is in memory.
     with np.errstate(all="ignore"):
         with listed_launches() as before:
             call = call_of(case, arrays)
