@@ -160,7 +160,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, T* dx, int strip, con
             }
             return sums;
         };
-        const auto write = [&](int row, const Sums& sums) {
+        const auto write = [&](int row, int, const Sums& sums) {
             store_sums<Whole>(sums, image + input.row(tile.at[0], row), tile.at[2] * kBody, input.width,
                               input.groups);
         };
@@ -169,7 +169,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, T* dx, int strip, con
             const bool deep = d >= depth.first && covering_tap(window, 0, tile.at[0], d) >= 0;
             gather_up<Tile, Sums>(
                 begin, end, input.height, [&](int h) { return row_shares(d, h, deep); },
-                [&](const Sums& shares, int, Sums& sums) { sums.add(shares); }, write);
+                [&](const Sums& shares, int, int, Sums& sums) { sums.add(shares); }, write);
         } else {
             for_each_row<Tile>(begin, end, input.height, [&](int block, int r, int row) {
                 Sums sums = {};
@@ -181,7 +181,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, T* dx, int strip, con
                     for (int i = Tile::last_over(r); i >= Tile::first_over(r); --i)
                         sums.add(row_shares(d, block + i, true));
                 }
-                write(row, sums);
+                write(row, r, sums);
             });
         }
     });

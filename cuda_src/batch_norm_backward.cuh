@@ -8,7 +8,8 @@
 //   kIsArray, array()    it is an array of x's shape
 // and, for the kernels that read once, of planes,
 //   kIsKept              all of a block's gradients are kept before the first is taken: of an array they are
-//                        fetched; if it is none, fill() leaves them in the slots of their threads
+//                        fetched; if it is none, fill() leaves them in the slots of their threads, and ask()
+//                        asks for what it will read
 #pragma once
 
 #include "normalization.cuh"
@@ -131,7 +132,11 @@ struct InputGradient {
     }
 
     __device__ __forceinline__ A apply(A dz, A x, const Normalization<A>& norm) const {
-        return fma(norm.mean - x, slope, dz - mean_dz) * norm.scale;
+        return apply_below(dz, norm.mean - x, norm);
+    }
+    // Of an input that is so much below the mean.
+    __device__ __forceinline__ A apply_below(A dz, A below, const Normalization<A>& norm) const {
+        return fma(below, slope, dz - mean_dz) * norm.scale;
     }
 };
 
@@ -203,13 +208,11 @@ struct ChannelArrays {
 
 // Calls body for all values of a block, which takes their gradients of the source. Threads without a channel
 // take part where the source needs them.
-template <typename T, int Loads, bool FromTheEnd, typename Source, typename Layout, typename Block,
-          typename Body, typename Valid>
+template <typename T, int Loads, typename Source, typename Layout, typename Block, typename Body,
+          typename Valid>
 __device__ __forceinline__ void for_each_with_gradient(const Source&, const Layout& layout, bool exists,
                                                        const Block& block, Body& body, const Valid& valid) {
-    if (exists)
-        for_each_in_block<T, Loads, Source::kWhole, FromTheEnd>(layout, block.channel, block.rank, body,
-                                                                valid);
+    if (exists) for_each_in_block<T, Loads, Source::kWhole>(layout, block.channel, block.rank, body, valid);
 }
 
 template <typename T, Epilogue Fused, int Loads, typename Source, typename Layout,
@@ -230,7 +233,7 @@ __device__ __forceinline__ void sum_gradients(
 #pragma unroll
         for (int k = 0; k < kChannels; ++k) of_channels.load(gradients.norms[k], block.channel + k);
     }
-    for_each_with_gradient<T, Loads, false>(gradient.source, layout, exists, block, gradients, valid);
+    for_each_with_gradient<T, Loads>(gradient.source, layout, exists, block, gradients, valid);
     reduce_channels(layout, gradients.sums, scratch, [&](int k, const Sums<A, 2>& all) {
         if (exists) write_result(result, all, block.channel + k, block.rank, layout.blocks);
     });
@@ -245,18 +248,14 @@ __device__ __forceinline__ void find_input_gradients(
     const Valid& valid = {}) {
     constexpr int kChannels = Layout::kChannels;
     const auto block = layout.block(number_from_the_end());
-    const bool exists = layout.has(block.channel);
+    if (!layout.has(block.channel)) return;
     InputGradients<T, kLayoutWidth<T, Layout>, kChannels, Fused, Source> gradients{
         gradient, {}, {}, dgamma != nullptr, dx, dresidual};
-    if (exists) {
 #pragma unroll
-        for (int k = 0; k < kChannels; ++k) {
-            of_channels.load(gradients.norms[k], block.channel + k);
-            gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count,
-                                              block.channel + k);
-        }
+    for (int k = 0; k < kChannels; ++k) {
+        of_channels.load(gradients.norms[k], block.channel + k);
+        gradients.input_gradients[k].load(of_channels.inv_std, dgamma, dbeta, inv_count, block.channel + k);
     }
-    constexpr int kLoads =
-        Source::kIsArray || !Layout::kIsNchw ? kInputGradientLoads<Layout, Fused, Valid> : 1;
-    for_each_with_gradient<T, kLoads, true>(gradient.source, layout, exists, block, gradients, valid);
+    for_each_in_block<T, kInputGradientLoads<Layout, Fused, Valid>, Source::kWhole, true>(
+        layout, block.channel, block.rank, gradients, valid);
 }

@@ -7,12 +7,14 @@
 // Windows are over height and width, at most two of them over an input along either: kernel <= 2 * stride,
 // without dilation. Arguments are those of batch_norm.cu and batch_norm_persistent.cu, and
 //   dy, argmax   [images, output, groups] of Width T, and of one byte; aligned to 16 bytes
-//   window       of max_pool.cu; units are vectors of x, of rows that are read twice squares of them; all
-//                images have fewer than 2^31 vectors
+//   window       of max_pool.cu; units are vectors of x, squares of inputs for the sums of rows, or strips of
+//                tiles of inputs; all images have fewer than 2^31 vectors
+//   strip        squares of inputs, one below the other, that a thread gathers
 #include "argmax.cuh"
 #include "batch_norm_persistent.cuh"
 #include "pool_window.cuh"
 #include "pooled_bands.cuh"
+#include "window_gradients.cuh"
 
 // Vector number `unit` of x: its image, and its place there.
 struct InputPlace {
@@ -66,6 +68,7 @@ struct PooledGradient<T, NhwcLayout<Width>> {
     const T* dy;
     const unsigned char* argmax;
     const PoolWindow& window;
+    int strip;  // not used: each vector is gathered where it is needed
 
     __device__ __forceinline__ Loaded load(long long i) const {
         const InputPlace place(window, static_cast<int>(static_cast<unsigned long long>(i) / Width));
@@ -124,13 +127,6 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
                   "no window before its own reaches a vector, and one after them at most");
     static constexpr int kRows = Kernel > Stride ? 2 : 1;
 
-    static __device__ __forceinline__ Vector<unsigned char, kOwn> no_taps() {
-        Vector<unsigned char, kOwn> taps;
-#pragma unroll
-        for (int j = 0; j < kOwn; ++j) taps[j] = 0xff;
-        return taps;
-    }
-
     struct Loaded {
         Vector<T, kOwn> gradients[kRows];
         Vector<unsigned char, kOwn> argmax[kRows];
@@ -142,6 +138,7 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
     const T* dy;
     const unsigned char* argmax;
     const PoolWindow& window;
+    int strip;
 
     __device__ __forceinline__ Loaded load(long long i) const {
         const InputPlace place(window, static_cast<int>(static_cast<unsigned long long>(i) / kWidth));
@@ -182,106 +179,92 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
     }
 
     // Those of the vectors that a block has, in the slots where SharedCache looks for them: each is gathered
-    // by the thread that has its column of Stride rows, which are under the same windows.
+    // by the thread that has its strip of rows, up which it takes each row of windows once.
     __device__ __forceinline__ void fill(const NchwLayout& layout, long long channel, long long rank,
                                          uint4* slots) const {
-        const int row_vectors = static_cast<int>(window.units[2]);
+        using Tile = PoolTile<T, Kernel, Stride, Pad, false>;
+        using Row = WindowRow<T, Tile, false>;
+        using Sums = GatheredRow<T, Tile, false>;
+        static_assert(Tile::kBody == kWidth && Tile::kFirst == 0, "a tile is over one vector");
+        const int row_vectors = static_cast<int>(window.units[2]),
+                  height = static_cast<int>(window.output[1]);
+        const int width = row_vectors * kOwn;
         const int threads = static_cast<int>(blockDim.x), shift = __ffs(threads) - 1;
+        int slots_before = 0;  // of this thread's chunks
+        for_each_chunk(layout, channel, rank, [&](long long image, int first, int vectors) {
+            const int begin_block = first / row_vectors / Stride;
+            const int end_block = (first + vectors - 1) / row_vectors / Stride + 1;
+            const T* const image_dy = dy + image * (height * width);
+            const unsigned char* const image_argmax = argmax + image * (height * width);
+            uint4* const own = kept_shared(slots + slots_before * kChannelThreads + threadIdx.y * threads);
+            const int units = (end_block - begin_block + strip - 1) / strip * row_vectors;
+#pragma unroll 1
+            for (int unit = threadIdx.x; unit < units; unit += threads) {
+                const int below = window.by_units[2].quotient(unit), column = unit - below * row_vectors;
+                const int begin = begin_block + below * strip, end = min(begin + strip, end_block);
+                // One row ahead.
+                const auto read = [&](int h) {
+                    const int nearest = min(h, height - 1);
+                    return Row::template read<true>(image_dy, image_argmax, nearest * width, column * kOwn,
+                                                    width, 1, h == nearest);
+                };
+                auto next = read(end - 1 + Tile::kLast);
+                gather_up<Tile, Sums>(
+                    begin, end, static_cast<int>(window.input[1]),
+                    [&](int h) {
+                        const Row windows(next);
+                        if (h > begin) next = read(h - 1);
+                        return windows;
+                    },
+                    [&](const Row& windows, int i, int r, Sums& sums) {
+                        sums.add(windows, i, r, (r + Pad - i * Stride) * Kernel);
+                    },
+                    [&](int row, int r, const Sums& sums) {
+                        const int vector = row * row_vectors + column - first;
+                        if (vector < 0 || vector >= vectors) return;
+                        own[(vector >> shift) * (kChannelThreads - threads) + vector] = sums.row(r).words[0];
+                    });
+            }
+            slots_before += (vectors + threads - 1) >> shift;
+        });
+    }
+
+    // Asks for the windows of another channel, which fill() will read.
+    __device__ __forceinline__ void ask(const NchwLayout& layout, long long channel, long long rank) const {
+        const int row_vectors = static_cast<int>(window.units[2]), width = row_vectors * kOwn;
+        const int outputs = static_cast<int>(window.output[1]) * width;
+        constexpr int kInSector = kSectorBytes / static_cast<int>(sizeof(T));
+        for_each_chunk(layout, channel, rank, [&](long long image, int first, int vectors) {
+            const int begin = first / row_vectors / Stride * width;
+            const int end = min(((first + vectors - 1) / row_vectors / Stride + 1 + kMore) * width, outputs);
+#pragma unroll 1
+            for (int i = begin + static_cast<int>(threadIdx.x) * kInSector; i < end;
+                 i += static_cast<int>(blockDim.x) * kInSector) {
+                prefetch(dy + image * outputs + i);
+                prefetch(argmax + image * outputs + i);
+            }
+        });
+    }
+
+  private:
+    // Calls visit(image, first, vectors) for the chunks of a thread: some vectors of an image, which is a
+    // plane.
+    template <typename Visit>
+    __device__ __forceinline__ void for_each_chunk(const NchwLayout& layout, long long channel,
+                                                   long long rank, Visit visit) const {
         const long long begin = rank * layout.chunks_per_block;
         const long long end = min(begin + layout.chunks_per_block, layout.chunks);
-        // Vectors of a whole chunk, and of the last one of a plane, which may be shorter; and the slots of
-        // this thread's chunks before this one.
+        // Vectors of a whole chunk, and of the last one of a plane, which may be shorter.
         const int whole = static_cast<int>(layout.chunk) / kWidth;
         const int last =
             static_cast<int>(layout.plane - (layout.chunks_per_plane - 1) * layout.chunk) / kWidth;
-        int slots_before = 0;
 #pragma unroll 1
         for (long long s = begin + threadIdx.y; s < end; s += blockDim.y) {
             const long long sample = layout.chunks_per_plane == 1 ? s : s / layout.chunks_per_plane;
             const int piece = static_cast<int>(s - sample * layout.chunks_per_plane);
-            const bool is_last = piece + 1 == layout.chunks_per_plane;
-            const int first = piece * whole, vectors = is_last ? last : whole;
-            const int first_block = first / row_vectors / Stride;
-            const int end_block = (first + vectors - 1) / row_vectors / Stride + 1;
-            const int image = static_cast<int>(sample * layout.channels + channel);
-            const int units = (end_block - first_block) * row_vectors;
-#pragma unroll 1
-            for (int first_unit = threadIdx.x; first_unit < units; first_unit += kFilled * threads) {
-                UnderBlock under[kFilled];
-#pragma unroll
-                for (int u = 0; u < kFilled; ++u)
-                    under[u] =
-                        load_block(image, first_block, min(first_unit + u * threads, units - 1), row_vectors);
-#pragma unroll
-                for (int u = 0; u < kFilled; ++u) {
-#pragma unroll
-                    for (int r = 0; r < Stride; ++r) {
-                        const Vector<T, kWidth> gathered = row_of(under[u], r);
-                        const int vector = under[u].first + r * row_vectors - first;
-                        if (first_unit + u * threads >= units || vector < 0 || vector >= vectors) continue;
-                        const int owner = vector & (threads - 1);
-                        const int slot = slots_before + (vector >> shift);
-                        slots[slot * kChannelThreads + threadIdx.y * threads + owner] = gathered.words[0];
-                    }
-                }
-            }
-            slots_before += (vectors + threads - 1) >> shift;
+            visit(sample * layout.channels + channel, piece * whole,
+                  piece + 1 == layout.chunks_per_plane ? last : whole);
         }
-    }
-
-  private:
-    // Units that a thread of fill has in flight.
-    static constexpr int kFilled = 2;
-    // The windows over Stride rows of a vector: a row of them, and those below that reach into these.
-    static constexpr int kOver = 1 + kMore;
-    struct UnderBlock {
-        Vector<T, kOwn> gradients[kOver];
-        Vector<unsigned char, kOwn> argmax[kOver];
-        T more_gradients[kOver];
-        int more_argmax[kOver];
-        int first;  // of its vectors, in the plane
-    };
-
-    __device__ __forceinline__ UnderBlock load_block(int image, int first_block, int unit,
-                                                     int row_vectors) const {
-        const int height = static_cast<int>(window.output[1]);
-        const int below = window.by_units[2].quotient(unit), column = unit - below * row_vectors;
-        const int row = first_block + below;
-        UnderBlock under;
-        under.first = row * Stride * row_vectors + column;
-#pragma unroll
-        for (int i = 0; i < kOver; ++i) {
-            // Where there is no window another one is read, and none of its taps taken.
-            const bool inside = row + i < height, has_more = column + 1 < row_vectors;
-            const int of_image = image * height + min(row + i, height - 1);
-            const long long first = static_cast<long long>(of_image * row_vectors + column) * kOwn;
-            under.gradients[i] = Vector<T, kOwn>::load(dy + first);
-            under.argmax[i] = Vector<unsigned char, kOwn>::load(argmax + first);
-            if (!inside) under.argmax[i] = no_taps();
-            under.more_gradients[i] = from_accumulate<T>(0);
-            under.more_argmax[i] = -1;
-            if (kMore > 0 && has_more && inside) {
-                under.more_gradients[i] = dy[first + kOwn];
-                under.more_argmax[i] = argmax[first + kOwn];
-            }
-        }
-        return under;
-    }
-
-    // What its row r takes from them.
-    __device__ __forceinline__ Vector<T, kWidth> row_of(const UnderBlock& under, int r) const {
-        using A = accumulate_t<T>;
-        A sum[kWidth] = {};
-#pragma unroll
-        for (int i = (r + Pad) / Stride; i >= 0; --i) {
-            const int kh = r + Pad - i * Stride;
-            if (kh >= Kernel) continue;
-            // The number of columns is Kernel, which the compiler must not know: it would compare bytes one
-            // by one.
-            add_windows(under.gradients[i], under.argmax[i], under.more_gradients[i], under.more_argmax[i],
-                        kh * window.kernel[2], sum);
-        }
-        return rounded<T>(sum);
     }
 
     // Adds what a row of windows gives to a vector, from the last window to the first, whose taps ascend.
@@ -309,23 +292,26 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
 
 // ---- two reads --------------------------------------------------------------------------------------------
 //
-// Launch: of rows with shared memory for BandGradients.
+// Launch: of rows with shared memory for BandGradients, norms and slots.
 
 // f(gradient), with the source of gradients in either layout.
 template <typename Layout, int... Window, typename T, typename Function>
 __device__ __forceinline__ void with_pooled_gradient(const T* dy, const unsigned char* argmax, const T* x,
-                                                     int activation, const PoolWindow& window, Function f) {
+                                                     int activation, int strip, const PoolWindow& window,
+                                                     Function f) {
     constexpr int kWidth = kLayoutWidth<T, Layout>;
     if constexpr (Layout::kIsNchw) {
         using Source = PooledGradient<T, Layout, Window...>;
         f(GradientBeforeActivation<T, kWidth, kClipping, Source>{
-            {dy, argmax, window}, x, nullptr, activation});
+            {dy, argmax, window, strip}, x, nullptr, activation});
     } else {
         using Source = BandGradients<T, kWidth, Window...>;
-        DYNAMIC_SHARED(slots);
+        DYNAMIC_SHARED(shared);
+        auto* const norms = reinterpret_cast<Normalization<accumulate_t<T>>*>(shared);
+        auto* const slots = reinterpret_cast<uint4*>(norms + blockDim.x * kWidth);
         BandWalk walk;
         f(GradientBeforeActivation<T, kWidth, kClipping, Source>{
-            {dy, argmax, window, slots, x, walk}, x, nullptr, activation});
+            {dy, argmax, window, strip, norms, slots, x, walk}, x, nullptr, activation});
     }
 }
 
@@ -335,25 +321,181 @@ __global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, kClippi
                                       const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                       const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                       int activation, accumulate_t<T>* partial_sums, accumulate_t<T>* dgamma,
-                                      accumulate_t<T>* dbeta, PoolWindow window, Layout layout) {
+                                      accumulate_t<T>* dbeta, int strip, PoolWindow window, Layout layout) {
     constexpr int kLoads = Layout::kIsNchw ? 1 : kSumLoads<Layout, kClipping>;
-    with_pooled_gradient<Layout, Window...>(dy, argmax, x, activation, window, [&](const auto& gradient) {
-        sum_gradients<T, kClipping, kLoads>(gradient, {mean, inv_std, gamma, beta},
-                                            {partial_sums, inv_std, dgamma, dbeta}, layout);
-    });
+    with_pooled_gradient<Layout, Window...>(
+        dy, argmax, x, activation, strip, window, [&](const auto& gradient) {
+            sum_gradients<T, kClipping, kLoads>(gradient, {mean, inv_std, gamma, beta},
+                                                {partial_sums, inv_std, dgamma, dbeta}, layout);
+        });
 }
 
-template <typename T, typename Layout, int... Window>
-__global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, kClipping>)
+// Neighbours in an array that is aligned to 16 bytes; if it is null, `otherwise`.
+template <int Count, typename A>
+__device__ __forceinline__ void load_neighbours(const A* array, int first, A otherwise, A (&numbers)[Count]) {
+    constexpr int kAtOnce = Count < kVectorWidth<A> ? Count : kVectorWidth<A>;
+#pragma unroll
+    for (int i = 0; i < Count; i += kAtOnce) {
+        auto some = filled<A, kAtOnce>(otherwise);
+        if (array != nullptr) some = Vector<A, kAtOnce>::load(array + first + i);
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) numbers[i + k] = some[k];
+    }
+}
+
+// Rows of a tile of inputs whose gradients are found from those of the outputs, see gather_strips.
+//   Depends   whether the statistics depend on x
+template <bool Whole, bool Depends, typename T, typename Tile>
+struct InputGradientRows {
+    using A = accumulate_t<T>;
+    static constexpr bool kOfPlanes = Tile::kWidth == 1;
+    static constexpr int kStride = Tile::kStride, kChannels = Tile::kWidth;
+    static constexpr int kBlocksAhead = 2;
+    // Of a row: vectors of channels, or one of neighbours.
+    static constexpr int kVectors = kOfPlanes ? 1 : Tile::kBody;
+    static constexpr int kWidth = kOfPlanes ? Tile::kBody : Tile::kWidth;
+    const T* x;  // of the plane, as dx
+    T* dx;
+    int begin;  // block of rows that the tile ends with
+    int column, row_values, height, width, step;
+    bool asks;  // for what it reads, of the threads of a sector
+    ClippingActivation<A> phi;
+    Normalization<A> norms[kChannels];
+    InputGradient<A> input_gradients[kChannels];
+    Vector<T, kWidth> values[kVectors];
+
+    __device__ __forceinline__ explicit InputGradientRows(int activation) : phi(activation) {}
+
+    // One number at a time would take long, for the few values of a tile.
+    __device__ __forceinline__ void load_channels(const ChannelArrays<A>& of_channels, const A* dgamma_c,
+                                                  const A* dbeta_c, A inv_count, int first) {
+        A mean[kChannels], inv_std[kChannels], gamma[kChannels], beta[kChannels], dgamma[kChannels],
+            dbeta[kChannels];
+        load_neighbours(of_channels.mean, first, A(0), mean);
+        load_neighbours(of_channels.inv_std, first, A(1), inv_std);
+        load_neighbours(of_channels.gamma, first, A(1), gamma);
+        load_neighbours(of_channels.beta, first, A(0), beta);
+        load_neighbours(dgamma_c, first, A(0), dgamma);
+        load_neighbours(dbeta_c, first, A(0), dbeta);
+#pragma unroll
+        for (int k = 0; k < kChannels; ++k) {
+            norms[k].set(mean[k], inv_std[k], {gamma[k], beta[k]});
+            input_gradients[k].set(inv_std[k], dgamma[k], dbeta[k], inv_count);
+        }
+    }
+
+    __device__ __forceinline__ void expect(int block) {
+        load(block * kStride);
+        ask(block - kBlocksAhead);
+    }
+    // Asks for the rows of a block, if they are of this tile.
+    __device__ __forceinline__ void ask(int block) const {
+        if (!asks || block < begin) return;
+#pragma unroll
+        for (int r = 0; r < kStride; ++r) {
+#pragma unroll
+            for (int c = 0; c < kVectors; ++c) {
+                if (exists(block * kStride + r, c)) prefetch(x + place(block * kStride + r, c));
+            }
+        }
+    }
+
+    template <typename Sums>
+    __device__ __forceinline__ void write(int row, int r, const Sums& sums) {
+#pragma unroll
+        for (int c = 0; c < kVectors; ++c) {
+            T* const target = dx + place(row, c);
+            if constexpr (kOfPlanes) {
+                store_pieces<Whole, kWidth>(found(sums.row(r), values[c]), target, width - column, width);
+            } else if (exists(row, c)) {
+                found(sums.column(r, c), values[c]).store(target);
+            }
+        }
+        // More than a row at a time would take too many registers.
+        if (r + 1 < kStride) load(row + 1);
+    }
+
+  private:
+    // Of vector c in a row, if it exists.
+    __device__ __forceinline__ int place(int row, int c) const {
+        return row * row_values + (kOfPlanes ? column : (column + c) * step);
+    }
+    __device__ __forceinline__ bool exists(int row, int c) const {
+        return row < height && (kOfPlanes || column + c < width);
+    }
+
+    __device__ __forceinline__ void load(int row) {
+#pragma unroll
+        for (int c = 0; c < kVectors; ++c) {
+            if (!exists(row, c)) continue;
+            const T* const source = x + place(row, c);
+            if constexpr (kOfPlanes) {
+                load_pieces<Whole, kWidth>(values[c], source, width - column, width);
+            } else {
+                values[c] = Vector<T, kWidth>::load(source);
+            }
+        }
+    }
+
+    __device__ __forceinline__ Vector<T, kWidth> found(const Vector<T, kWidth>& gradients,
+                                                       const Vector<T, kWidth>& inputs) const {
+        A results[kWidth];
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) {
+            const int channel = channel_of<kChannels>(k);
+            const Normalization<A>& norm = norms[channel];
+            // Of z the activation asks for the sign alone, so that one difference will do.
+            const A below = norm.mean - widened(inputs, k);
+            const A dz = phi.backward(widened(gradients, k), fma(below, -norm.scale, norm.shift));
+            results[k] =
+                Depends ? input_gradients[channel].apply_below(dz, below, norm) : fma(dz, norm.scale, A(0));
+        }
+        return rounded<T>(results);
+    }
+};
+
+// Launch: as gather_strips. Arrays of channels are aligned to 16 bytes.
+template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
+__global__ void __launch_bounds__(kPoolThreads, ChannelsLast ? 2 : 3)
     batch_norm_max_pool_input_gradient(const T* dy, const unsigned char* argmax, const T* x,
                                        const accumulate_t<T>* mean, const accumulate_t<T>* inv_std,
                                        const accumulate_t<T>* gamma, const accumulate_t<T>* beta,
                                        int activation, const accumulate_t<T>* dgamma,
                                        const accumulate_t<T>* dbeta, T* dx, accumulate_t<T> inv_count,
-                                       PoolWindow window, Layout layout) {
-    with_pooled_gradient<Layout, Window...>(dy, argmax, x, activation, window, [&](const auto& gradient) {
-        find_input_gradients<T, kClipping>(gradient, {mean, inv_std, gamma, beta}, dgamma, dbeta, dx,
-                                           static_cast<T*>(nullptr), inv_count, layout);
+                                       int strip, PoolWindow window) {
+    using A = accumulate_t<T>;
+    using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
+    // Channels can be counted in 32 bits.
+    const int channels = static_cast<int>(window.channels);
+    const auto run = [&](auto whole, auto depends) {
+        using Rows = InputGradientRows<decltype(whole)::value, decltype(depends)::value, T, Tile>;
+        gather_strips<decltype(whole)::value, T, Tile, Deep && Tile::kOverlap, true>(
+            dy, argmax, strip, window,
+            [&](const PoolPosition<int>& tile, const auto& input, int begin, int end) {
+                const long long before = input.before(tile) + input.row(tile.at[0], 0);
+                Rows rows(activation);
+                rows.x = x + before;
+                rows.dx = dx + before;
+                rows.begin = begin;
+                rows.column = tile.at[2] * Tile::kBody;
+                rows.row_values = input.row(0, 1);
+                rows.height = input.height;
+                rows.width = input.width;
+                rows.step = input.groups * Tile::kWidth;
+                rows.asks =
+                    asks_for_sector((ChannelsLast ? tile.group : tile.at[2]) * kVectorBytes, kVectorBytes);
+                for (int block = end - 2; block > end - 1 - Rows::kBlocksAhead; --block) rows.ask(block);
+                rows.load_channels({mean, inv_std, gamma, beta}, dgamma, dbeta, inv_count,
+                                   static_cast<int>(tile.image) % channels + tile.group * Tile::kWidth);
+                return rows;
+            });
+    };
+    by_whole_tiles<Tile>(window, [&](auto whole) {
+        if (dgamma != nullptr) {
+            run(whole, Constant<true>());
+        } else {
+            run(whole, Constant<false>());
+        }
     });
 }
 
@@ -367,10 +509,10 @@ __global__ void __launch_bounds__(kChannelThreads, kPersistentBlocks)
                                             int activation, accumulate_t<T>* partial_sums,
                                             accumulate_t<T>* dgamma, accumulate_t<T>* dbeta, T* dx,
                                             unsigned int* barrier_count, accumulate_t<T> inv_count,
-                                            int slots_of_x, PoolWindow window, Layout layout) {
+                                            int slots_of_x, int strip, PoolWindow window, Layout layout) {
     DYNAMIC_SHARED(slots);
     backward_persistent<T, kClipping, PooledGradient<T, Layout, Window...>>(
-        {dy, argmax, window}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
+        {dy, argmax, window, strip}, x, {mean, inv_std, gamma, beta}, nullptr, activation,
         {partial_sums, inv_std, dgamma, dbeta}, dx, nullptr, barrier_count, inv_count, slots_of_x, slots,
         layout);
 }

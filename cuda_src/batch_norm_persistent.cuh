@@ -604,6 +604,10 @@ __device__ __forceinline__ void backward_persistent(const Source& source, const 
         const auto of_tile = result_of_tile(layout, result, channel);
         wait_for_copies();
         if (exists) for_each_in_block<T, kSummed, Source::kWhole>(layout, channel, block.rank, keep, counted);
+        if constexpr (Source::kIsKept && !Source::kIsArray) {
+            const int next = tile + block.groups;
+            if (next < layout.tile_count()) source.ask(layout, layout.channel_of(next), block.rank);
+        }
         const auto agreed = agree(layout, tile, block, barrier_count, of_tile,
                                   [&](auto take) { reduce_channels(layout, keep.sums, scratch, take); });
         if (!exists) continue;

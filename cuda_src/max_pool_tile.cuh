@@ -61,27 +61,6 @@ struct RunningMax {
     }
 };
 
-template <typename T>
-struct HalfPair;
-template <>
-struct HalfPair<__half> {
-    using type = __half2;
-    static constexpr unsigned int kInfinity = 0x7c007c00, kNegativeInfinity = 0xfc00fc00;
-};
-template <>
-struct HalfPair<__nv_bfloat16> {
-    using type = __nv_bfloat162;
-    static constexpr unsigned int kInfinity = 0x7f807f80, kNegativeInfinity = 0xff80ff80;
-};
-
-// A pair of half values, of the bits of a word.
-template <typename T>
-__device__ __forceinline__ typename HalfPair<T>::type pair_of(unsigned int word) {
-    typename HalfPair<T>::type pair;
-    memcpy(&pair, &word, sizeof(pair));
-    return pair;
-}
-
 // All bits of each half of `value` that is larger than that of `best`, or NaN; values are pairs in words.
 template <typename T>
 __device__ __forceinline__ unsigned int larger_or_nan(unsigned int value, unsigned int best) {
@@ -157,12 +136,6 @@ template <int Width>
 struct RunningMax<__half, Width> : RunningPairMax<__half, Width> {};
 template <int Width>
 struct RunningMax<__nv_bfloat16, Width> : RunningPairMax<__nv_bfloat16, Width> {};
-
-// Number of the tap in row 0 and column 0 of a window, in depth kd; less for one axis, whose taps are a row.
-template <int Kernel, int Pad>
-__device__ __forceinline__ int first_tap_of(const PoolWindow& window, int kd) {
-    return kd * Kernel * Kernel - (window.kernel[1] < Kernel ? Pad * Kernel : 0);
-}
 
 // The largest of the rows of a window. Of five rows, one after the other, the first three carry the larger of
 // their own and the row below, which is how they come to the next window: three comparisons in place of four.

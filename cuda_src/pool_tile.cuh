@@ -46,6 +46,8 @@ struct PoolTile {
     static constexpr int kGathered = kCovering * kWidth;
     static constexpr int kGatherBlocks =
         kBody * kWidth > 8 || kGathered > 24 ? 2 : (Kernel > 3 || kGathered > 12 ? 3 : 4);
+    // Whether an input may be in several windows, so that a thread keeps sums from row to row.
+    static constexpr bool kOverlap = kLast > kFirst;
     // Those over input number `r` of Stride.
     static __device__ __forceinline__ constexpr int first_over(int r) {
         return -((Kernel - 1 - Pad - r) / Stride);
@@ -400,31 +402,34 @@ __device__ __forceinline__ void walk_down_together(int begin, int end, Read read
 // once and gives to all rows of inputs that it is over, to which it comes in the order of the taps, from the
 // last window to the first.
 //   gather_up<Tile, Sums>(begin, end, height, [&](int h) { return gradients_of_row(h); },
-//                         [&](const auto& row, int kh, Sums& sums) { sums.add(row); }, write);
-//   take(h)             row h of windows
-//   add(row, kh, sum)   adds what it gives by row kh of its taps
-//   write(row, sum)     a row of inputs
+//                         [&](const auto& row, int i, int r, Sums& sums) { sums.add(row); }, write);
+//   take(h)                row h of windows
+//   add(row, i, r, sums)   adds what it gives row r of a block, past whose own row of windows it is i; by row
+//                          r + Pad - i * Stride of its taps
+//   write(row, r, sums)    a row of inputs, row r of its block
 template <typename Tile, typename Sums, typename Take, typename Add, typename Write>
 __device__ __forceinline__ void gather_up(int begin, int end, int height, Take take, Add add, Write write) {
     constexpr int kStride = Tile::kStride, kFirst = Tile::kFirst, kLast = Tile::kLast;
-    // Blocks that have had some of their windows; the first has had all but one.
+    // Blocks that have had some of their windows; the first has had all but one. Windows side by side leave
+    // none.
     constexpr int kBegun = kLast - kFirst;
-    static_assert(kBegun > 0, "windows side by side have nothing to gather");
-    Sums begun[kBegun][kStride] = {};
+    Sums begun[kBegun > 0 ? kBegun : 1][kStride] = {};
     const auto add_row = [&](const auto& row, int i, int r, Sums& sums) {
-        if (Tile::first_over(r) <= i && i <= Tile::last_over(r)) add(row, r + Tile::kPad - i * kStride, sums);
+        if (Tile::first_over(r) <= i && i <= Tile::last_over(r)) add(row, i, r, sums);
     };
 #pragma unroll 1
-    for (int h = end - 1 + kLast; h >= begin + kFirst; --h) {
+    for (int h = end - 1 + kLast;; --h) {
         const auto row = take(h);
         const int block = h - kFirst;
         if (block < end) {
 #pragma unroll
             for (int r = 0; r < kStride; ++r) {
                 add_row(row, kFirst, r, begun[0][r]);
-                if (block * kStride + r < height) write(block * kStride + r, begun[0][r]);
+                if (block * kStride + r < height) write(block * kStride + r, r, begun[0][r]);
+                if (kBegun == 0) begun[0][r] = Sums{};
             }
         }
+        if (h == begin + kFirst) break;
 #pragma unroll
         for (int i = 1; i <= kBegun; ++i) {
 #pragma unroll
@@ -447,6 +452,12 @@ __device__ __forceinline__ void for_each_row(int begin, int end, int height, Vis
             if (row < height) visit(block, r, row);
         }
     }
+}
+
+// Number of the tap in row 0 and column 0 of a window, in depth kd; less for one axis, whose taps are a row.
+template <int Kernel, int Pad>
+__device__ __forceinline__ int first_tap_of(const PoolWindow& window, int kd) {
+    return kd * Kernel * Kernel - (window.kernel[1] < Kernel ? Pad * Kernel : 0);
 }
 
 // Calls run(Constant<true>()) where every tile of both arrays is whole, which are planes, else

@@ -83,7 +83,18 @@ __device__ __forceinline__ long long kept(long long number) {
     return number;
 }
 
-// A pointer to global memory, likewise: compilers would add its parts up anew for each element.
+// A pointer to shared memory, likewise: compilers would find out anew where it begins.
+template <typename P>
+__device__ __forceinline__ P* kept_shared(P* pointer) {
+#ifndef GPU_LAYERS_EMULATED
+    auto address = __cvta_generic_to_shared(pointer);
+    asm("" : "+l"(address));
+    pointer = static_cast<P*>(__cvta_shared_to_generic(address));
+#endif
+    return pointer;
+}
+
+// A pointer to global memory: compilers would add its parts up anew for each element.
 template <typename P>
 __device__ __forceinline__ P* kept_pointer(P* pointer) {
 #ifndef GPU_LAYERS_EMULATED
@@ -159,6 +170,27 @@ __device__ __forceinline__ float widened(const Vector<__half, N>& vector, int k)
     } else {
         return to_accumulate(vector[k]);
     }
+}
+
+template <typename T>
+struct HalfPair;
+template <>
+struct HalfPair<__half> {
+    using type = __half2;
+    static constexpr unsigned int kInfinity = 0x7c007c00, kNegativeInfinity = 0xfc00fc00;
+};
+template <>
+struct HalfPair<__nv_bfloat16> {
+    using type = __nv_bfloat162;
+    static constexpr unsigned int kInfinity = 0x7f807f80, kNegativeInfinity = 0xff80ff80;
+};
+
+// A pair of half values, of the bits of a word.
+template <typename T>
+__device__ __forceinline__ typename HalfPair<T>::type pair_of(unsigned int word) {
+    typename HalfPair<T>::type pair;
+    memcpy(&pair, &word, sizeof(pair));
+    return pair;
 }
 
 // The two values that go into one word, rounded.

@@ -338,7 +338,8 @@ _CARRIES_ROWS = re.compile(
     r"|(padded_)?batch_norm_(normalize|gradient_sums)<\w+, NhwcLayout<\d>, kPiecewiseLinear>"
     r"|(padded_)?batch_norm_input_gradient<\w+, NhwcLayout"
     r"|batch_norm_max_pool_forward_tiled<\w+, \d, \d, \d, true, "
-    r"|batch_norm_max_pool_(gradient_sums|input_gradient)<\w+, NhwcLayout"
+    r"|batch_norm_max_pool_gradient_sums<\w+, NhwcLayout"
+    r"|batch_norm_max_pool_input_gradient<\w+, \d, \d, \d, true, "
 )
 # So many that three blocks of 256 threads are held.
 _THREE_BLOCKS = re.compile(

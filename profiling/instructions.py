@@ -427,22 +427,16 @@ def _shf(modifiers: list[str], operands: list[str]) -> Action:
         raise UnknownInstructionError("SHF")
 
     def act(threads: Any, at: Any) -> None:
-        x, y, places = a(threads, at), c(threads, at), by(threads, at)
-        if wraps:
-            places = places & U32(31)
-        if kind in ("U32", "S32"):
-            value, few = (x if left else y), np.minimum(places, U32(31))
-            if kind == "S32":
-                put(threads, at, _signed(np.asarray(value)) >> few.astype(I32))
-                return
-            shifted = value << few if left else value >> few
-            put(threads, at, np.where(places < 32, shifted, U32(0)))
-            return
-        both, few64 = y.astype(U64) << U64(32) | x.astype(U64), np.minimum(places, U32(63)).astype(U64)
-        if kind == "S64":
-            shifted = (np.asarray(both).view(I64) >> few64.astype(I64)).view(U64)
+        low, high, places = a(threads, at), c(threads, at), by(threads, at)
+        most = 31 if wraps else 32 if kind in ("U32", "S32") else 63
+        few = (places & U32(31) if wraps else np.minimum(places, U32(most))).astype(U64)
+        both = high.astype(U64) << U64(32) | low.astype(U64)
+        if kind[0] == "S" and not left:
+            shifted = (np.asarray(both).view(I64) >> few.astype(I64)).view(U64)
         else:
-            shifted = np.where(places < 64, both << few64 if left else both >> few64, U64(0))
+            shifted = both << few if left else both >> few
+            if most == 63:
+                shifted = np.where(places < 64, shifted, U64(0))
         put(threads, at, (shifted >> U64(32) if is_high else shifted) & U64(0xFFFFFFFF))
 
     return act
@@ -764,16 +758,34 @@ def _halves(text: str, is_bfloat: bool) -> Callable[[Any, Any], tuple[Any, Any]]
     return read
 
 
+def _sums_of_pairs(modifiers: list[str], to: str, first: str, second: str) -> Action:
+    """Two half values and two others; float32 has more than twice their bits, so that it rounds as they do."""
+    if set(modifiers) - {"MMA", "BF16_V2"}:
+        raise UnknownInstructionError(f"sums of pairs by {'.'.join(modifiers)}")
+    is_bfloat = "BF16_V2" in modifiers
+    put, a, b = _put(to), _halves(first, is_bfloat), _halves(second, is_bfloat)
+
+    def act(threads: Any, at: Any) -> None:
+        parts = zip(a(threads, at), b(threads, at), strict=True)
+        put(threads, at, _pack(*(_half_bits(x + y, "BF16" if is_bfloat else "F16") for x, y in parts)))
+
+    return act
+
+
 def _hadd2(modifiers: list[str], operands: list[str]) -> Action:
-    if modifiers != ["F32"] or operands[1] != "-RZ":
-        raise UnknownInstructionError("HADD2 that is no conversion to float32")
+    if modifiers != ["F32"]:
+        return _sums_of_pairs(modifiers, *operands)
+    if operands[1] != "-RZ":
+        raise UnknownInstructionError("HADD2.F32 that is no conversion")
     put, value = _put(operands[0]), _halves(operands[2], False)
     return lambda threads, at: put(threads, at, value(threads, at)[0].view(U32))
 
 
 def _hfma2(modifiers: list[str], operands: list[str]) -> Action:
+    if operands[2:4] == ["1", "1"]:
+        return _sums_of_pairs(modifiers, operands[0], operands[1], operands[4])
     if [o.lstrip("-") for o in operands[1:3]] != ["RZ", "RZ"]:
-        raise UnknownInstructionError("HFMA2 that is no move")
+        raise UnknownInstructionError("HFMA2 that is no move and no sum")
     put, (high, low) = _put(operands[0]), (np.float16(float(o)).view(np.uint16) for o in operands[3:5])
     bits = U32(int(high) << 16 | int(low))
     return lambda threads, at: put(threads, at, bits)

@@ -33,7 +33,7 @@ from gpu_layers.kernels.batch_norm_common import (
     sums_of_channels,
     workspace,
 )
-from gpu_layers.kernels.batch_norm_plan import backward_plan, elementwise_plan, forward_plan
+from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
 from gpu_layers.kernels.pool_plan import STRUCTS, TWO_APART, Plan, TiledKernels, apart, plan_for, spatial_empty
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
@@ -59,20 +59,22 @@ _FORWARD_TILED = TiledKernels("batch_norm_max_pool.cu", "batch_norm_max_pool_for
 _KNOWN = ((2, 2, 0), (3, 2, 1))
 _KNOWN_ARGUMENTS = [{"Kernel": str(kernel), "Stride": str(stride), "Pad": str(pad)} for kernel, stride, pad in _KNOWN]
 _OF_PLANES: dict[str, Any] = {"of_nchw": _KNOWN_ARGUMENTS, "structs": STRUCTS}
-# Of a band of gradients, which leaves any GPU enough for what the kernels use themselves.
+# Of a band of gradients, which leaves any GPU enough for what the kernels use beside it; and the lengths of its strips,
+# of which the longest is taken that leaves room.
 _MOST_BAND_BYTES = 40 * 1024
+_STRIPS = (2, 1)
 _FORWARD_PERSISTENT = PersistentKernel(
     "batch_norm_max_pool_persistent.cu", "batch_norm_max_pool_forward_persistent", fusions=(), **_OF_PLANES
 )
-_GRADIENT_SUMS, _INPUT_GRADIENT = (
-    LayoutKernel(
-        "batch_norm_max_pool_backward.cu",
-        f"batch_norm_max_pool_{name}",
-        fusions=_KNOWN_ARGUMENTS,
-        single_channels=False,
-        structs=STRUCTS,
-    )
-    for name in ("gradient_sums", "input_gradient")
+_GRADIENT_SUMS = LayoutKernel(
+    "batch_norm_max_pool_backward.cu",
+    "batch_norm_max_pool_gradient_sums",
+    fusions=_KNOWN_ARGUMENTS,
+    single_channels=False,
+    structs=STRUCTS,
+)
+_INPUT_GRADIENT = TiledKernels(
+    "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_input_gradient", TWO_APART, ELEMENT_TYPES
 )
 _BACKWARD_PERSISTENT = PersistentKernel(
     "batch_norm_max_pool_backward.cu", "batch_norm_max_pool_backward_persistent", **_OF_PLANES
@@ -242,12 +244,15 @@ class _Gather:
     window : ndarray
         ``PoolWindow``, whose units are vectors of x, or by bands squares of inputs.
     template_arguments : dict of str to str
+    strip : int
+        Squares of inputs, one below the other, that a thread gathers.
     shared_bytes : int
         Of a block, for bands.
     """
 
     window: np.ndarray
     template_arguments: dict[str, str]
+    strip: int = 0
     shared_bytes: int = 0
 
 
@@ -280,7 +285,20 @@ def _gather(
         units, arguments = (window.input_shape[0], window.input_shape[1] // width), known
     samples, channels = shape[0], shape[-1 if channels_last else 1]
     plan = Plan(window, units, (samples, channels), width, channels_last, arguments)
-    return _Gather(plan.struct, arguments)
+    return _Gather(plan.struct, arguments, 0 if channels_last else _strip_of_planes(window, shape, itemsize))
+
+
+def _strip_of_planes(window: Window, shape: tuple[int, ...], itemsize: int) -> int:
+    """Rows of windows that a thread of a block that keeps planes takes: with as few as can be in all."""
+    plan = backward_plan(shape, itemsize, False)
+    stride, columns = window.stride[0], window.input_shape[1] * itemsize // 16
+    rows = -(-int(plan.layout["chunk"]) // window.input_shape[1] // stride)
+
+    def taken(strip: int) -> int:
+        """One more than a strip has, for each."""
+        return -(-columns * -(-rows // strip) // plan.block[0]) * (strip + 1)
+
+    return min(range(1, rows + 1), key=taken)
 
 
 def batch_norm_max_pool_backward(
@@ -307,11 +325,14 @@ def _bands(window: Window, shape: tuple[int, ...], itemsize: int) -> _Gather | N
         return None
     stride = int(known["Stride"])
     units = tuple(-(-size // stride) for size in window.input_shape)
-    blocks = (plan(shape, itemsize, True).block for plan in (backward_plan, elementwise_plan))
-    shared_bytes = max(max(1, y // units[1]) * stride * window.input_shape[1] * x * 16 for x, y in blocks)
-    if shared_bytes > _MOST_BAND_BYTES:
+    x, y = backward_plan(shape, itemsize, True).block
+    of_row = max(1, y // units[1]) * stride * window.input_shape[1] * x * 16
+    strip = next((length for length in _STRIPS if length * of_row <= _MOST_BAND_BYTES), None)
+    if strip is None:
         return None
-    return _Gather(Plan(window, units, (shape[0], shape[-1]), width, True, known).struct, known, shared_bytes)
+    plan = Plan(window, units, (shape[0], shape[-1]), width, True, known)
+    of_channels = 3 * max(itemsize, 4) * width * x
+    return _Gather(plan.struct, known, strip, strip * of_row + of_channels)
 
 
 @Launcher
@@ -329,18 +350,18 @@ def _backward(
         norm = Normalization.of(statistics, None, activation)
         sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
         source = (dy, argmax.as_bytes(), x, *norm.of_channels, norm.number)
-        last = (1 / plan.count, plan.slots, gather.window)
+        last = (1 / plan.count, plan.slots, gather.strip, gather.window)
         if depends and _BACKWARD_PERSISTENT.run(plan, x, (*source, *sums, dx), last, **more):
             return dx, *sums[1:]
     by = gather if not channels_last else bands
-    if by is None:
+    tiled = None if by is None else _INPUT_GRADIENT.launch_for(x, window, "input", channels_last)
+    if by is None or tiled is None:
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
         return step((dz, x, statistics, *[None] * 6), (channels_last, activation))[:3]
-    of_window, more, shared_bytes = by.window, by.template_arguments, by.shared_bytes
-    _GRADIENT_SUMS.launch(plan, x, (*source, *sums, of_window), shared_bytes=shared_bytes, **more)
+    _GRADIENT_SUMS.launch(
+        plan, x, (*source, *sums, by.strip, by.window), shared_bytes=by.shared_bytes, **by.template_arguments
+    )
     merge_gradients(plan, norm, sums)
-    results = (*(sums[1:] if depends else (None, None)), dx, 1 / plan.count, of_window)
-    written = elementwise_plan(shape, itemsize, channels_last)
-    _INPUT_GRADIENT.launch(written, x, (*source, *results), shared_bytes=shared_bytes, **more)
+    tiled.run((*source, *(sums[1:] if depends else (None, None)), dx, 1 / plan.count))
     return dx, *sums[1:]

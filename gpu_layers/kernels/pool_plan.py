@@ -373,15 +373,25 @@ class TiledKernels:
         As of :class:`KernelTemplate`.
     windows : tuple
         Windows that it is for.
+    elements : sequence of str
+        C++ types.
     sums_alike : bool
         Whether its results have the bits of the general kernels'. Otherwise it is chosen by the sizes alone.
     """
 
-    def __init__(self, source: str, function: str, windows: Tiles = SMALL_TILES, *, sums_alike: bool = True) -> None:
+    def __init__(
+        self,
+        source: str,
+        function: str,
+        windows: Tiles = SMALL_TILES,
+        elements: Sequence[str] = _TILED_ELEMENTS,
+        *,
+        sums_alike: bool = True,
+    ) -> None:
         self._sums_alike = sums_alike
         instantiations = [
             {"T": element, **_tile_arguments(window, last, deep)}
-            for element in _TILED_ELEMENTS
+            for element in elements
             for window, deep in windows
             for last in (False, True)
         ]

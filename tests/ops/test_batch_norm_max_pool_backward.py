@@ -278,12 +278,14 @@ def test_what_is_read_and_written(shape, channels_last):
     for trace in (once, *(trace for _, trace in twice)):
         assert trace.total("x", "load").bytes == x.nbytes
         read = trace.total("dy", "load").bytes
-        if trace is once or not channels_last:
+        if trace is once and not channels_last:
+            # Threads gather rows of whole squares, of which two blocks that share a plane may gather the same.
+            assert dy.nbytes <= read <= dy.nbytes + in_windows // 16
+        elif trace is once or not channels_last:
             assert read in (in_windows // 4, in_windows // 2, in_windows)
         else:
             # Blocks gather whole bands of squares, of a window each: some bands are gathered by two blocks.
-            rows, columns = (-(-size // 2) for size in shape[1:3])
-            assert shape[0] * rows * columns * shape[3] * dy.itemsize <= read <= in_windows
+            assert dy.nbytes <= read <= in_windows
         assert trace.footprints["dy"].bytes_loaded == dy.nbytes
         assert trace.footprints["argmax"].bytes_loaded == argmax.nbytes
     for trace in (once, *(trace for _, trace in twice[-1:])):

@@ -1,5 +1,6 @@
 """Machine code executed without a GPU: it writes the right bits, and its instructions are counted exactly."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from profiling.devices import EmulatedDevice
 from profiling.instructions import UnknownInstructionError
 from profiling.machine import MachineError, execute
 from profiling.model import compiled as project_kernel
+from tests.inputs import BFLOAT16
 from tests.profiling.sources import CHAIN, COPY, compiled
 
 BLOCK = (256, 1, 1)
@@ -49,6 +51,8 @@ def _named(name):
         ("dropout_moments", "bfloat16", False),
         ("batch_norm", "bfloat16", False),
         ("batch_norm", "float32", True),
+        ("batch_norm_relu_max_pool", "bfloat16", False),
+        ("batch_norm_relu_max_pool", "float16", True),
         ("max_pool", "bfloat16", False),
         ("avg_pool", "float32", True),
         ("global_avg_pool", "bfloat16", False),
@@ -60,7 +64,9 @@ def _named(name):
     ],
 )
 def test_it_writes_the_bits_that_the_emulated_source_writes(name, dtype, channels_last):
-    shape = (7, 45) if name == "dropout_moments" else (3, 10, 7, 9)
+    # Of what is fused the kernels are for whole vectors.
+    shapes = {"dropout_moments": (7, 45), "batch_norm_relu_max_pool": (3, 16, 7, 16)}
+    shape = shapes.get(name, (3, 10, 7, 9))
     operation = _named(name)
     for direction in operation.passes:
         case = Case(operation, direction, shape, dtype, channels_last)
@@ -119,6 +125,49 @@ def test_the_smaller_of_a_pair_and_infinity(tmp_path, kind, infinity):
     execute(compiled(source, "smaller", tmp_path), (1, 1, 1), (x.size, 1, 1), [x, y])
     # A NaN is not taken.
     assert y.view(np.uint16).tolist() == [infinity, infinity | sign, infinity, infinity, 0, sign, 1, infinity - 1]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("f16x2", np.dtype(np.float16)), ("bf16x2", BFLOAT16)])
+def test_sums_of_pairs_are_rounded_once(tmp_path, kind, dtype):
+    source = f"""
+    extern "C" __global__ void sums(const unsigned int* x, unsigned int* y) {{
+        const unsigned int a = x[2 * threadIdx.x], b = x[2 * threadIdx.x + 1];
+        asm("add.rn.{kind} %0, %1, %2;" : "=r"(y[threadIdx.x]) : "r"(a), "r"(b));
+    }}"""
+    limits = ml_dtypes.finfo(dtype)
+    ulp, largest, smallest = (float(n) for n in (limits.eps, limits.max, limits.smallest_subnormal))
+    sums = [
+        (1, ulp / 2, 1),  # ties to even
+        (1 + ulp, ulp / 2, 1 + 2 * ulp),
+        (-0.0, -0.0, -0.0),
+        (0.0, -0.0, 0.0),
+        (largest, largest, np.inf),
+        (smallest, smallest, 2 * smallest),
+        (np.inf, -np.inf, np.nan),
+        (np.nan, 1, np.nan),
+    ]
+    a, b, wanted = (np.array(column).astype(dtype) for column in zip(*sums, strict=True))
+    # Halves of a word are two sums.
+    x = np.stack([a.view(np.uint32), b.view(np.uint32)], axis=1).ravel()
+    y = np.zeros(len(sums) // 2, np.uint32)
+    execute(compiled(source, "sums", tmp_path), (1, 1, 1), (y.size, 1, 1), [x, y])
+    got = y.view(dtype).astype(np.float64)
+    np.testing.assert_array_equal(got, wanted.astype(np.float64))
+    assert np.signbit(got[2])
+    assert not np.signbit(got[3])
+
+
+def test_bits_that_are_shifted_from_one_word_into_another(tmp_path):
+    source = """
+    extern "C" __global__ void shifted(const unsigned int* x, unsigned int* y) {
+        const unsigned int low = x[0], high = x[1];
+        y[0] = __funnelshift_r(low, high, 16), y[1] = __funnelshift_r(low, high, 8);
+        y[2] = __funnelshift_l(low, high, 12), y[3] = static_cast<int>(high) >> 12;
+        asm("prmt.b32 %0, %1, 0, 0x9988;" : "=r"(y[4]) : "r"(low));
+    }"""
+    x, y = np.array([0x89AB4DEF, 0xF1234567], np.uint32), np.zeros(5, np.uint32)
+    execute(compiled(source, "shifted", tmp_path), (1, 1, 1), (1, 1, 1), [x, y])
+    assert [f"{word:08x}" for word in y] == ["456789ab", "6789ab4d", "3456789a", "ffff1234", "0000ffff"]
 
 
 def test_the_larger_of_two_doubles(tmp_path):

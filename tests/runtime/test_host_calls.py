@@ -131,7 +131,7 @@ CASES = {
     "lp pool backward": (lambda: _backward(lp_pool, ops.lp_pool_backward), 31),
     "dropout_add": (lambda: dropout_add, 45),
     "batch norm, max pool": (lambda: batch_norm_max_pool, 51),
-    "batch norm, max pool backward": (lambda: _backward(batch_norm_max_pool, ops.batch_norm_max_pool_backward), 46),
+    "batch norm, max pool backward": (lambda: _backward(batch_norm_max_pool, ops.batch_norm_max_pool_backward), 47),
     "unpool": (lambda: unpool, 35),
     "unpool backward": (lambda: _backward(unpool, ops.max_unpool_backward), 31),
     "BatchNorm2d in evaluation": (lambda: partial(gl.BatchNorm2d(8).eval(), X), 45),

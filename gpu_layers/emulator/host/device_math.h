@@ -73,15 +73,13 @@ __forceinline__ unsigned long long __brevll(unsigned long long x) {
     return static_cast<unsigned long long>(__brev(static_cast<unsigned>(x))) << 32 |
            __brev(static_cast<unsigned>(x >> 32));
 }
-// Picks four of the eight bytes of (y:x); the top bit of a selector replicates the byte's sign.
+// Picks four of the eight bytes of (y:x), by the lower three bits of each part of the selector.
 __forceinline__ unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
     unsigned result = 0;
     for (int i = 0; i < 4; ++i) {
-        const unsigned choice = selector >> (4 * i) & 0xfu;
-        unsigned byte = static_cast<unsigned>(bytes >> (8 * (choice & 7u))) & 0xffu;
-        if (choice & 8u) byte = byte & 0x80u ? 0xffu : 0u;
-        result |= byte << (8 * i);
+        const unsigned choice = selector >> (4 * i) & 7u;
+        result |= (static_cast<unsigned>(bytes >> (8 * choice)) & 0xffu) << (8 * i);
     }
     return result;
 }

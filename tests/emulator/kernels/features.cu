@@ -255,7 +255,7 @@ __global__ void integers(const unsigned* x, unsigned* out) {
     const unsigned long long wide =
         __umul64hi(static_cast<unsigned long long>(a) << 32 | b, 0x9e3779b97f4a7c15ull);
     out[5] = static_cast<unsigned>(wide), out[6] = static_cast<unsigned>(wide >> 32);
-    out[7] = __byte_perm(a, b, 0x5410u);
+    out[7] = __byte_perm(a, b, 0xdc98u);  // of a place three bits count
     out[8] = __funnelshift_l(a, b, 8);
     out[9] = min(a, b), out[10] = max(a, b);
     out[11] = static_cast<unsigned>(__mulhi(-5, 7)), out[12] = static_cast<unsigned>(max(-1, 3));
