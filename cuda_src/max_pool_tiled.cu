@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(kPoolThreads, (kForwardBlocks<Kernel, Channels
     });
 }
 
+// Likewise, backward: from windows side by side nothing is kept for the next row.
 template <typename Tile>
 constexpr int kBackwardBlocks = Tile::kOverlap ? Tile::kGatherBlocks : 4;
 

@@ -411,7 +411,7 @@ template <typename Tile, typename Sums, typename Take, typename Add, typename Wr
 __device__ __forceinline__ void gather_up(int begin, int end, int height, Take take, Add add, Write write) {
     constexpr int kStride = Tile::kStride, kFirst = Tile::kFirst, kLast = Tile::kLast;
     // Blocks that have had some of their windows; the first has had all but one. Windows side by side leave
-    // none.
+    // none: what adds begins with the only one.
     constexpr int kBegun = kLast - kFirst;
     Sums begun[kBegun > 0 ? kBegun : 1][kStride] = {};
     const auto add_row = [&](const auto& row, int i, int r, Sums& sums) {
@@ -426,7 +426,6 @@ __device__ __forceinline__ void gather_up(int begin, int end, int height, Take t
             for (int r = 0; r < kStride; ++r) {
                 add_row(row, kFirst, r, begun[0][r]);
                 if (block * kStride + r < height) write(block * kStride + r, r, begun[0][r]);
-                if (kBegun == 0) begun[0][r] = Sums{};
             }
         }
         if (h == begin + kFirst) break;

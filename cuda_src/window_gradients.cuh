@@ -60,7 +60,8 @@ struct WindowRow {
     }
 };
 
-// The gradients of a row of a tile's inputs, row number r of Stride. They begin as {}.
+// The gradients of a row of a tile's inputs, row number r of Stride. They begin as {}; of windows side by
+// side, with the only one that is over them.
 template <typename T, typename Tile, bool Deep, bool InPairs = kGathersPairs<T, Tile, Deep>>
 struct GatheredRow {
     static constexpr int kWidth = Tile::kWidth;
@@ -77,7 +78,12 @@ struct GatheredRow {
                 if (kw < 0 || kw >= Tile::kKernel) continue;
 #pragma unroll
                 for (int k = 0; k < kWidth; ++k) {
-                    if (is_tap(windows.taps.at[j], k, first_tap + kw)) at[c][k] += windows.gradients[j][k];
+                    const bool chosen = is_tap(windows.taps.at[j], k, first_tap + kw);
+                    if (Deep || Tile::kOverlap) {
+                        if (chosen) at[c][k] += windows.gradients[j][k];
+                    } else {
+                        at[c][k] = chosen ? windows.gradients[j][k] + accumulate_t<T>(0) : accumulate_t<T>(0);
+                    }
                 }
             }
         }
@@ -134,7 +140,8 @@ struct ChosenPairs {
         }
         memcpy(taps, &argmax, sizeof(taps));
     }
-    // Calls take(i, word) for the pairs of those that chose this tap; of others values are +0.
+    // Calls take(i, word) for all pairs: the gradients of those that chose this tap, +0 of the others.
+    //   tap   not negative, but for rows of inputs that do not exist: of one axis
     template <typename Take>
     __device__ __forceinline__ void by_tap(int tap, Take take) const {
         const unsigned int sought = tap * 0x01010101u;
@@ -383,10 +390,9 @@ struct StoredRows {
 // input's to the rows of inputs that they are over.
 //   dy, argmax   as in max_pool_backward; one byte a tap
 //   strip        of a thread: so many times Stride rows of inputs
-//   finish       finish(tile, plane of inputs, begin, end), for blocks of Stride rows, has expect(block),
-//   which
-//                is called before its rows are gathered, from the last block to the first unless Deep, and
-//                write(row, r, sums) for each: see StoredRows
+//   finish       of blocks begin .. end - 1, each Stride rows of a tile: finish(tile, plane, begin, end) has
+//                expect(block), called before its rows are gathered, from the last block to the first unless
+//                Deep, and write(row, r, sums) for each: see StoredRows
 //   Deep         an input may be in several windows along depth: rows are taken again for each
 //   FromTheEnd   see for_each_unit
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are strips of tiles of inputs, which
@@ -408,7 +414,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
         const int end = min(begin + strip, (input.height + kStride - 1) / kStride);
         auto rows = finish(tile, input, begin, end);
         const auto load = [&](int d, int h, bool inside) {
-            const int nearest = min(max(h, 0), output.height - 1);
+            const int nearest = min(Tile::kFirst < 0 ? max(h, 0) : h, output.height - 1);
             return Row(Row::template read<Whole>(dy + before, argmax + before, output.row(d, nearest),
                                                  tile.at[2] * kColumns, output.width, output.groups,
                                                  inside && h == nearest));
@@ -418,7 +424,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
             const int kd = depth.last < depth.first ? -1 : covering_tap(window, 0, tile.at[0], depth.last);
             const int first_tap = first_tap_of<Tile::kKernel, Tile::kPad>(window, max(kd, 0));
             // Rows of windows further up, where there are registers; the first row is read at once.
-            constexpr bool kAsks = !kChannelsLast || (Tile::kOverlap && Tile::kGatherBlocks == 2);
+            constexpr bool kAsks = Tile::kOverlap && (!kChannelsLast || Tile::kGatherBlocks == 2);
             const int asked = min(end - 1 + Tile::kLast, output.height - 1);
             const long long first_asked = before + output.row(max(depth.last, 0), asked - 1) +
                                           max(min(column, output.width - 1), 0) * (output.groups * kWidth);
