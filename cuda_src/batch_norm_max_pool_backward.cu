@@ -191,17 +191,16 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
         const int width = row_vectors * kOwn;
         const int threads = static_cast<int>(blockDim.x), shift = __ffs(threads) - 1;
         int slots_before = 0;  // of this thread's chunks
-        for_each_chunk(layout, channel, rank, [&](long long image, int first, int vectors) {
-            const int begin_block = first / row_vectors / Stride;
-            const int end_block = (first + vectors - 1) / row_vectors / Stride + 1;
-            const T* const image_dy = dy + image * (height * width);
-            const unsigned char* const image_argmax = argmax + image * (height * width);
-            uint4* const own = kept_shared(slots + slots_before * kChannelThreads + threadIdx.y * threads);
-            const int units = (end_block - begin_block + strip - 1) / strip * row_vectors;
+        for_each_chunk(layout, channel, rank, [&](const Chunk& chunk) {
+            const T* const image_dy = dy + chunk.image * (height * width);
+            const unsigned char* const image_argmax = argmax + chunk.image * (height * width);
+            uint4* const own =
+                kept_pointer<true>(slots + slots_before * kChannelThreads + threadIdx.y * threads);
+            const int units = (chunk.end - chunk.begin + strip - 1) / strip * row_vectors;
 #pragma unroll 1
             for (int unit = threadIdx.x; unit < units; unit += threads) {
                 const int below = window.by_units[2].quotient(unit), column = unit - below * row_vectors;
-                const int begin = begin_block + below * strip, end = min(begin + strip, end_block);
+                const int begin = chunk.begin + below * strip, end = min(begin + strip, chunk.end);
                 // One row ahead.
                 const auto read = [&](int h) {
                     const int nearest = min(h, height - 1);
@@ -216,44 +215,47 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
                         if (h > begin) next = read(h - 1);
                         return windows;
                     },
-                    [&](const Row& windows, int i, int r, Sums& sums) {
-                        sums.add(windows, i, r, (r + Pad - i * Stride) * Kernel);
-                    },
+                    [&](const Row& windows, int i, int r, Sums& sums) { sums.add(windows, i, r, 0); },
                     [&](int row, int r, const Sums& sums) {
-                        const int vector = row * row_vectors + column - first;
-                        if (vector < 0 || vector >= vectors) return;
+                        const int vector = row * row_vectors + column - chunk.first;
+                        if (vector < 0 || vector >= chunk.vectors) return;
                         own[(vector >> shift) * (kChannelThreads - threads) + vector] = sums.row(r).words[0];
                     });
             }
-            slots_before += (vectors + threads - 1) >> shift;
+            slots_before += (chunk.vectors + threads - 1) >> shift;
         });
     }
 
     // Asks for the windows of another channel, which fill() will read.
     __device__ __forceinline__ void ask(const NchwLayout& layout, long long channel, long long rank) const {
-        const int row_vectors = static_cast<int>(window.units[2]), width = row_vectors * kOwn;
+        const int width = static_cast<int>(window.output[2]);
         const int outputs = static_cast<int>(window.output[1]) * width;
         constexpr int kInSector = kSectorBytes / static_cast<int>(sizeof(T));
-        for_each_chunk(layout, channel, rank, [&](long long image, int first, int vectors) {
-            const int begin = first / row_vectors / Stride * width;
-            const int end = min(((first + vectors - 1) / row_vectors / Stride + 1 + kMore) * width, outputs);
+        for_each_chunk(layout, channel, rank, [&](const Chunk& chunk) {
+            const int begin = chunk.begin * width, end = min((chunk.end + kMore) * width, outputs);
 #pragma unroll 1
             for (int i = begin + static_cast<int>(threadIdx.x) * kInSector; i < end;
                  i += static_cast<int>(blockDim.x) * kInSector) {
-                prefetch(dy + image * outputs + i);
-                prefetch(argmax + image * outputs + i);
+                prefetch(dy + chunk.image * outputs + i);
+                prefetch(argmax + chunk.image * outputs + i);
             }
         });
     }
 
   private:
-    // Calls visit(image, first, vectors) for the chunks of a thread: some vectors of an image, which is a
-    // plane.
+    // Some vectors of an image, which is a plane, in its blocks begin .. end - 1 of Stride rows.
+    struct Chunk {
+        long long image;
+        int first, vectors, begin, end;
+    };
+
+    // Calls visit(chunk) for those of a thread.
     template <typename Visit>
     __device__ __forceinline__ void for_each_chunk(const NchwLayout& layout, long long channel,
                                                    long long rank, Visit visit) const {
         const long long begin = rank * layout.chunks_per_block;
         const long long end = min(begin + layout.chunks_per_block, layout.chunks);
+        const int row_vectors = static_cast<int>(window.units[2]);
         // Vectors of a whole chunk, and of the last one of a plane, which may be shorter.
         const int whole = static_cast<int>(layout.chunk) / kWidth;
         const int last =
@@ -262,8 +264,9 @@ struct PooledGradient<T, NchwLayout, Kernel, Stride, Pad> {
         for (long long s = begin + threadIdx.y; s < end; s += blockDim.y) {
             const long long sample = layout.chunks_per_plane == 1 ? s : s / layout.chunks_per_plane;
             const int piece = static_cast<int>(s - sample * layout.chunks_per_plane);
-            visit(sample * layout.channels + channel, piece * whole,
-                  piece + 1 == layout.chunks_per_plane ? last : whole);
+            const int first = piece * whole, vectors = piece + 1 == layout.chunks_per_plane ? last : whole;
+            visit(Chunk{sample * layout.channels + channel, first, vectors, first / row_vectors / Stride,
+                        (first + vectors - 1) / row_vectors / Stride + 1});
         }
     }
 
@@ -350,7 +353,6 @@ struct InputGradientRows {
     using A = accumulate_t<T>;
     static constexpr bool kOfPlanes = Tile::kWidth == 1;
     static constexpr int kStride = Tile::kStride, kChannels = Tile::kWidth;
-    static constexpr int kBlocksAhead = 2;
     // Of a row: vectors of channels, or one of neighbours.
     static constexpr int kVectors = kOfPlanes ? 1 : Tile::kBody;
     static constexpr int kWidth = kOfPlanes ? Tile::kBody : Tile::kWidth;
@@ -386,7 +388,7 @@ struct InputGradientRows {
 
     __device__ __forceinline__ void expect(int block) {
         load(block * kStride);
-        ask(block - kBlocksAhead);
+        ask(block - 2);
     }
     // Asks for the rows of a block, if they are of this tile.
     __device__ __forceinline__ void ask(int block) const {
@@ -469,7 +471,7 @@ __global__ void __launch_bounds__(kPoolThreads, ChannelsLast ? 2 : 3)
     const int channels = static_cast<int>(window.channels);
     const auto run = [&](auto whole, auto depends) {
         using Rows = InputGradientRows<decltype(whole)::value, decltype(depends)::value, T, Tile>;
-        gather_strips<decltype(whole)::value, T, Tile, Deep && Tile::kOverlap, true>(
+        gather_strips<decltype(whole)::value, T, Tile, Deep && Tile::kOverlap>(
             dy, argmax, strip, window,
             [&](const PoolPosition<int>& tile, const auto& input, int begin, int end) {
                 const long long before = input.before(tile) + input.row(tile.at[0], 0);
@@ -484,11 +486,12 @@ __global__ void __launch_bounds__(kPoolThreads, ChannelsLast ? 2 : 3)
                 rows.step = input.groups * Tile::kWidth;
                 rows.asks =
                     asks_for_sector((ChannelsLast ? tile.group : tile.at[2]) * kVectorBytes, kVectorBytes);
-                for (int block = end - 2; block > end - 1 - Rows::kBlocksAhead; --block) rows.ask(block);
+                rows.ask(end - 2);  // which expect() would not
                 rows.load_channels({mean, inv_std, gamma, beta}, dgamma, dbeta, inv_count,
                                    static_cast<int>(tile.image) % channels + tile.group * Tile::kWidth);
                 return rows;
-            });
+            },
+            number_from_the_end());
     };
     by_whole_tiles<Tile>(window, [&](auto whole) {
         if (dgamma != nullptr) {

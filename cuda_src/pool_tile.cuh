@@ -53,6 +53,8 @@ struct PoolTile {
         return -((Kernel - 1 - Pad - r) / Stride);
     }
     static __device__ __forceinline__ constexpr int last_over(int r) { return (Pad + r) / Stride; }
+    // The row of taps by which windows `i` past that number are over it.
+    static __device__ __forceinline__ constexpr int row_of_taps(int i, int r) { return r + Pad - i * Stride; }
 };
 
 // A row of Count places in registers, Width values at each.
@@ -405,7 +407,7 @@ __device__ __forceinline__ void walk_down_together(int begin, int end, Read read
 //                         [&](const auto& row, int i, int r, Sums& sums) { sums.add(row); }, write);
 //   take(h)                row h of windows
 //   add(row, i, r, sums)   adds what it gives row r of a block, past whose own row of windows it is i; by row
-//                          r + Pad - i * Stride of its taps
+//                          row_of_taps(i, r) of its taps
 //   write(row, r, sums)    a row of inputs, row r of its block
 template <typename Tile, typename Sums, typename Take, typename Add, typename Write>
 __device__ __forceinline__ void gather_up(int begin, int end, int height, Take take, Add add, Write write) {

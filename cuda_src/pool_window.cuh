@@ -87,12 +87,12 @@ __device__ __forceinline__ PoolPosition<Index> pool_position(const PoolWindow& w
 }
 
 // Calls visit(position, unit) for every unit of the thread.
-//   FromTheEnd   blocks take the last units first: those whose inputs a launch before has left in the cache
+//   block   where the block begins: its number, or that from the end
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride).
-template <typename Index, bool FromTheEnd = false, typename Visit>
-__device__ __forceinline__ void for_each_unit(const PoolWindow& window, Visit visit) {
+template <typename Index, typename Visit>
+__device__ __forceinline__ void for_each_unit(const PoolWindow& window, Visit visit,
+                                              unsigned int block = blockIdx.x) {
     const long long total = pool_units(window);
-    const unsigned int block = FromTheEnd ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
     for (long long first = block * static_cast<long long>(kPoolThreads); first < total;
          first += gridDim.x * static_cast<long long>(kPoolThreads)) {
         if (first + threadIdx.x >= total) break;

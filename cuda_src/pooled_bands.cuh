@@ -159,9 +159,7 @@ struct BandGradients {
                     return Row(Row::template read<false>(image_dy, image_argmax, nearest * row_values, column,
                                                          output_width, groups, h == nearest));
                 },
-                [&](const Row& windows, int i, int r, Sums& sums) {
-                    sums.add(windows, i, r, (r + Pad - i * Stride) * Kernel);
-                },
+                [&](const Row& windows, int i, int r, Sums& sums) { sums.add(windows, i, r, 0); },
                 [&](int gathered, int r, const Sums& sums) {
 #pragma unroll
                     for (int c = 0; c < Stride; ++c) {

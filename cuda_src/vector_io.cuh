@@ -83,24 +83,15 @@ __device__ __forceinline__ long long kept(long long number) {
     return number;
 }
 
-// A pointer to shared memory, likewise: compilers would find out anew where it begins.
-template <typename P>
-__device__ __forceinline__ P* kept_shared(P* pointer) {
-#ifndef GPU_LAYERS_EMULATED
-    auto address = __cvta_generic_to_shared(pointer);
-    asm("" : "+l"(address));
-    pointer = static_cast<P*>(__cvta_shared_to_generic(address));
-#endif
-    return pointer;
-}
-
-// A pointer to global memory: compilers would add its parts up anew for each element.
-template <typename P>
+// A pointer to global memory, or if InShared to shared memory, likewise: compilers would add its parts up
+// anew for each element.
+template <bool InShared = false, typename P>
 __device__ __forceinline__ P* kept_pointer(P* pointer) {
 #ifndef GPU_LAYERS_EMULATED
-    auto address = __cvta_generic_to_global(pointer);
+    auto address = InShared ? __cvta_generic_to_shared(pointer) : __cvta_generic_to_global(pointer);
     asm("" : "+l"(address));
-    pointer = static_cast<P*>(__cvta_global_to_generic(address));
+    pointer =
+        static_cast<P*>(InShared ? __cvta_shared_to_generic(address) : __cvta_global_to_generic(address));
 #endif
     return pointer;
 }

@@ -17,11 +17,12 @@
 // The tap where there is no window; others are less.
 constexpr unsigned char kNoTap = 0x7f;
 
-// Whether half values are gathered two at a time. Where all inputs are in many windows pairs would be taken
-// apart for each tap.
+// Whether half values are gathered two at a time: of windows none of which begins before its own inputs.
+// Where all inputs are in many windows pairs would be taken apart for each tap.
 //   Deep   windows of a tile come from several depths
 template <typename T, typename Tile, bool Deep>
-constexpr bool kGathersPairs = sizeof(T) == 2 && !Deep && Tile::kKernel < 2 * Tile::kStride;
+constexpr bool kGathersPairs =
+    sizeof(T) == 2 && !Deep && Tile::kKernel < 2 * Tile::kStride && Tile::kFirst == 0;
 
 // The windows of a row over a tile of inputs: read(), and what is read.
 template <typename T, typename Tile, bool Deep, bool InPairs = kGathersPairs<T, Tile, Deep>>
@@ -68,8 +69,10 @@ struct GatheredRow {
     accumulate_t<T> at[Tile::kBody][kWidth];
 
     // What a row of windows gives, i past the row's own.
-    //   first_tap   of those by which it is over this row
-    __device__ __forceinline__ void add(const WindowRow<T, Tile, Deep>& windows, int, int, int first_tap) {
+    //   first_tap   of the windows' first row, see first_tap_of
+    __device__ __forceinline__ void add(const WindowRow<T, Tile, Deep>& windows, int i, int r,
+                                        int first_tap) {
+        const int tap = first_tap + Tile::row_of_taps(i, r) * Tile::kKernel;
 #pragma unroll
         for (int j = Tile::kCovering - 1; j >= 0; --j) {
 #pragma unroll
@@ -78,7 +81,7 @@ struct GatheredRow {
                 if (kw < 0 || kw >= Tile::kKernel) continue;
 #pragma unroll
                 for (int k = 0; k < kWidth; ++k) {
-                    const bool chosen = is_tap(windows.taps.at[j], k, first_tap + kw);
+                    const bool chosen = is_tap(windows.taps.at[j], k, tap + kw);
                     if (Deep || Tile::kOverlap) {
                         if (chosen) at[c][k] += windows.gradients[j][k];
                     } else {
@@ -207,50 +210,44 @@ __device__ __forceinline__ unsigned int bits_of(const V& value) {
     return bits;
 }
 
-// Lanes By places further on: those before or after them are one each. By words, which bytes and halves would
-// be put together of.
-template <int By, typename V, int N>
-__device__ __forceinline__ Vector<V, N> shifted(const Vector<V, N>& own, V before, V after) {
-    static_assert(By == -1 || By == 1, "a neighbour on either side");
-    constexpr int kWords = N * static_cast<int>(sizeof(V)) / 4, kBits = 8 * static_cast<int>(sizeof(V));
-    unsigned int words[kWords], result_words[kWords];
+// The lanes one place further on, after which there is one more. By words, which bytes and halves would be
+// put together of.
+template <typename V, int N>
+__device__ __forceinline__ Vector<V, N> next_lanes(const Vector<V, N>& own, V after) {
+    constexpr int kWords = N * static_cast<int>(sizeof(V)) / 4;
+    unsigned int words[kWords + 1];
     memcpy(words, &own, sizeof(own));
+    words[kWords] = bits_of(after);
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-        if (By > 0) {
-            const unsigned int next = i + 1 < kWords ? words[(i + 1) % kWords] : bits_of(after);
-            result_words[i] = __funnelshift_r(words[i], next, kBits);
-        } else {
-            const unsigned int last = i > 0 ? words[i > 0 ? i - 1 : 0] : bits_of(before) << (32 - kBits);
-            result_words[i] = __funnelshift_r(last, words[i], 32 - kBits);
-        }
-    }
+    for (int i = 0; i < kWords; ++i)
+        words[i] = __funnelshift_r(words[i], words[i + 1], 8 * static_cast<int>(sizeof(V)));
     Vector<V, N> result;
-    memcpy(&result, result_words, sizeof(result));
+    memcpy(&result, words, sizeof(result));
     return result;
 }
 
 // Of pairs, what is read of a row of windows.
 template <typename T, typename Tile, bool ChannelsLast = (Tile::kWidth > 1)>
 struct LoadedPairs {
-    static constexpr int kOver = Tile::kLast - Tile::kFirst + 1, kWidth = Tile::kWidth;
+    static constexpr int kOver = Tile::kLast + 1, kWidth = Tile::kWidth;
     Vector<T, kWidth> gradients[kOver];
     Vector<unsigned char, kWidth> taps[kOver];
 };
-// Those of a tile of planes, and a neighbour on either side.
+// Those of a tile of planes, and the one after them.
 template <typename T, typename Tile>
 struct LoadedPairs<T, Tile, false> {
     Vector<T, Tile::kColumns> gradients;
     Vector<unsigned char, Tile::kColumns> taps;
-    T before, after;
-    unsigned char tap_before, tap_after;
+    T after;
+    unsigned char tap_after;
 };
 
-// Number j of them are the windows kFirst + j past the inputs' own.
+// Number j of them are the windows j past the inputs' own.
 template <typename T, typename Tile, bool Deep>
 struct WindowRow<T, Tile, Deep, true> {
-    static constexpr int kOver = Tile::kLast - Tile::kFirst + 1, kLanes = Tile::kLanes;
-    static constexpr int kFirst = Tile::kFirst, kColumns = Tile::kColumns, kWidth = Tile::kWidth;
+    static constexpr int kOver = Tile::kLast + 1, kLanes = Tile::kLanes;
+    static constexpr int kColumns = Tile::kColumns, kWidth = Tile::kWidth;
+    static_assert(Tile::kFirst == 0 && kOver <= 2, "their own, and those after them at most");
     using Loaded = LoadedPairs<T, Tile>;
     ChosenPairs<T, kLanes> at[kOver];
 
@@ -262,11 +259,11 @@ struct WindowRow<T, Tile, Deep, true> {
             // Where there is no window another one is read, and none of its taps taken.
 #pragma unroll
             for (int j = 0; j < kOver; ++j) {
-                const int own = column + kFirst + j, nearest = min(kFirst < 0 ? max(own, 0) : own, size - 1);
+                const int nearest = min(column + j, size - 1);
                 const int first = row + nearest * (groups * kWidth);
                 loaded.gradients[j] = Vector<T, kWidth>::load(dy + first);
                 loaded.taps[j] = Vector<unsigned char, kWidth>::load(argmax + first);
-                if (!exists || own != nearest) loaded.taps[j] = filled<unsigned char, kWidth>(kNoTap);
+                if (!exists || nearest != column + j) loaded.taps[j] = filled<unsigned char, kWidth>(kNoTap);
             }
         } else {
             dy += row + column;
@@ -278,13 +275,9 @@ struct WindowRow<T, Tile, Deep, true> {
             load_pieces<Whole, kColumns>(loaded.gradients, dy, size - column, size);
             load_pieces<Whole, kColumns>(loaded.taps, argmax, size - column, size);
             if (!exists) loaded.taps = filled<unsigned char, kColumns>(kNoTap);
-            loaded.before = loaded.after = from_accumulate<T>(0);
-            loaded.tap_before = loaded.tap_after = kNoTap;
-            if (kFirst < 0 && exists && column > 0) {
-                loaded.before = dy[-1];
-                loaded.tap_before = argmax[-1];
-            }
-            if (Tile::kLast > 0 && exists && column + kColumns < size) {
+            loaded.after = from_accumulate<T>(0);
+            loaded.tap_after = kNoTap;
+            if (kOver > 1 && exists && column + kColumns < size) {
                 loaded.after = dy[kColumns];
                 loaded.tap_after = argmax[kColumns];
             }
@@ -297,13 +290,10 @@ struct WindowRow<T, Tile, Deep, true> {
 #pragma unroll
             for (int j = 0; j < kOver; ++j) at[j].set(loaded.gradients[j], loaded.taps[j]);
         } else {
-            if constexpr (kFirst < 0)
-                at[0].set(shifted<-1>(loaded.gradients, loaded.before, loaded.after),
-                          shifted<-1>(loaded.taps, loaded.tap_before, loaded.tap_after));
-            at[-kFirst].set(loaded.gradients, loaded.taps);
-            if constexpr (Tile::kLast > 0)
-                at[kOver - 1].set(shifted<1>(loaded.gradients, loaded.before, loaded.after),
-                                  shifted<1>(loaded.taps, loaded.tap_before, loaded.tap_after));
+            at[0].set(loaded.gradients, loaded.taps);
+            if constexpr (kOver > 1)
+                at[1].set(next_lanes(loaded.gradients, loaded.after),
+                          next_lanes(loaded.taps, loaded.tap_after));
         }
     }
 };
@@ -316,17 +306,18 @@ struct GatheredRow<T, Tile, Deep, true> {
 
     __device__ __forceinline__ void add(const WindowRow<T, Tile, Deep>& windows, int i, int r,
                                         int first_tap) {
+        const int tap = first_tap + Tile::row_of_taps(i, r) * Tile::kKernel;
 #pragma unroll
         for (int c = 0; c < kStride; ++c) {
 #pragma unroll
             for (int j = Tile::last_over(c); j >= Tile::first_over(c); --j) {
                 const int kw = c + Tile::kPad - j * kStride;
                 if (kw < 0 || kw >= Tile::kKernel) continue;
-                const auto& over = windows.at[j - Tile::kFirst];
+                const auto& over = windows.at[j];
                 if (i == Tile::last_over(r) && j == Tile::last_over(c)) {
-                    at[c].start(over, first_tap + kw, is_few(r, c));
+                    at[c].start(over, tap + kw, is_few(r, c));
                 } else {
-                    at[c].add(over, first_tap + kw, is_few(r, c));
+                    at[c].add(over, tap + kw, is_few(r, c));
                 }
             }
         }
@@ -394,19 +385,20 @@ struct StoredRows {
 //                expect(block), called before its rows are gathered, from the last block to the first unless
 //                Deep, and write(row, r, sums) for each: see StoredRows
 //   Deep         an input may be in several windows along depth: rows are taken again for each
-//   FromTheEnd   see for_each_unit
+//   number       of the block, see for_each_unit
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are strips of tiles of inputs, which
 // no two threads share.
-template <bool Whole, typename T, typename Tile, bool Deep, bool FromTheEnd = false, typename Finish>
+template <bool Whole, typename T, typename Tile, bool Deep, typename Finish>
 __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* argmax, int strip,
-                                              const PoolWindow& window, const Finish& finish) {
+                                              const PoolWindow& window, const Finish& finish,
+                                              unsigned int number = blockIdx.x) {
     constexpr int kWidth = Tile::kWidth, kColumns = Tile::kColumns, kStride = Tile::kStride;
     constexpr bool kChannelsLast = kWidth > 1;
     using Plane = PoolPlane<kWidth, kChannelsLast>;
     using Row = WindowRow<T, Tile, Deep>;
     using Sums = GatheredRow<T, Tile, Deep>;
     const Plane input(window.input, window.groups), output(window.output, window.groups);
-    for_each_unit<int, FromTheEnd>(window, [&](const PoolPosition<int>& tile, long long) {
+    const auto gather = [&](const PoolPosition<int>& tile, long long) {
         const CoveringWindows<int> depth(window, 0, tile.at[0]);
         const long long before = output.before(tile);
         const int column = tile.at[2] * kColumns + Tile::kFirst;
@@ -447,10 +439,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
                     if (h - Tile::kFirst < end) rows.expect(h - Tile::kFirst);
                     return load(max(depth.last, 0), h, kd >= 0);
                 },
-                [&](const Row& row, int i, int r, Sums& sums) {
-                    sums.add(row, i, r, first_tap + (r + Tile::kPad - i * kStride) * Tile::kKernel);
-                },
-                write);
+                [&](const Row& row, int i, int r, Sums& sums) { sums.add(row, i, r, first_tap); }, write);
         } else {
             for_each_row<Tile>(begin, end, input.height, [&](int block, int r, int row) {
                 if (r == 0) rows.expect(block);
@@ -463,11 +452,11 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
                     // In the order of the taps: from the last window to the first.
 #pragma unroll 1
                     for (int i = Tile::last_over(r); i >= Tile::first_over(r); --i)
-                        sums.add(load(d, block + i, true), i, r,
-                                 first_tap + (r + Tile::kPad - i * kStride) * Tile::kKernel);
+                        sums.add(load(d, block + i, true), i, r, first_tap);
                 }
                 write(row, r, sums);
             });
         }
-    });
+    };
+    for_each_unit<int>(window, gather, number);
 }

@@ -291,6 +291,8 @@ def test_what_is_read_and_written(shape, channels_last):
     for trace in (once, *(trace for _, trace in twice[-1:])):
         assert trace.total("dx", "store").bytes == x.nbytes
     assert len(twice) == 2
+    # The gradient of x is found tile by tile, which are nobody else's.
+    assert twice[-1][1].total("dy", "load").bytes == dy.nbytes
 
 
 def test_bad_gradients_are_refused():
