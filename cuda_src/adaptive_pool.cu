@@ -3,11 +3,80 @@
 #include "pool_box.cuh"
 #include "pool_divisor.cuh"
 #include "pool_reduction.cuh"
+#include "running_max.cuh"
+
+// What a thread takes together: the vectors of neighbouring rows, or columns.
+constexpr int kTakenTogether = 6;
+
+// What a thread has found of Width columns, or channels, since it was put away last.
+//   lanes.start(tap);                  // what is taken has this tap, or later ones
+//   lanes.take(vector, tap);
+//   if (lanes.must_be_put(next_tap))   // after kTakenTogether taps, before those from `next_tap` on
+//       lanes.put(values, apart, ...);  // lane k into values[k * apart], and it has to start again
+// `finds_first` says that there is nothing yet where it is put. kByPlanes: it must be put away after each
+// plane.
+template <typename T, int Width>
+struct LargestLanes {
+    using Value = Largest<accumulate_t<T>>;
+    static constexpr bool kByPlanes = false;
+    RunningMax<T, Width> largest;
+    int first_tap;  // from which `largest` counts
+
+    __device__ __forceinline__ void start(int tap) {
+        const int none[Width] = {};
+        largest.start_with_nothing(none);
+        first_tap = tap;
+    }
+    __device__ __forceinline__ void take(const Vector<T, Width>& vector, int tap) {
+        largest.take(largest.of(vector), tap - first_tap);
+    }
+    __device__ __forceinline__ bool must_be_put(int next_tap) const {
+        return next_tap - first_tap > largest.kMostTaps - kTakenTogether;
+    }
+    __device__ __forceinline__ void put(Value* values, int apart, bool finds_first) const {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+            Value value{largest.value(k), first_tap + largest.tap(k)};
+            if (!finds_first) value = values[k * apart].combine(value);
+            value.put(values[k * apart]);
+        }
+    }
+};
+template <typename T, int Width>
+struct SumLanes {
+    using Value = Sum<accumulate_t<T>>;
+    static constexpr bool kByPlanes = true;
+    Value sums[Width];
+    int taken;
+
+    __device__ __forceinline__ void start(int) {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) sums[k] = Value::identity();
+        taken = 0;
+    }
+    __device__ __forceinline__ void take(const Vector<T, Width>& vector, int tap) {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) sums[k].take(widened(vector, k), tap);
+    }
+    __device__ __forceinline__ bool must_be_put(int) {
+        taken += kTakenTogether;
+        return taken + kTakenTogether > Value::kTakes;
+    }
+    __device__ __forceinline__ void put(Value* values, int apart, bool finds_first) const {
+#pragma unroll
+        for (int k = 0; k < Width; ++k) {
+            const Value before = finds_first ? Value::identity() : values[k * apart];
+            before.combine(sums[k]).put(values[k * apart]);
+        }
+    }
+};
 
 // What becomes of a window's largest value, and of its sum.
 template <typename T>
 struct MaxOutput {
     using Value = Largest<accumulate_t<T>>;
+    template <int Width>
+    using Lanes = LargestLanes<T, Width>;
     const T* x;
     T* y;
     unsigned char* argmax;
@@ -36,6 +105,8 @@ struct MaxOutput {
 template <typename T>
 struct AvgOutput {
     using Value = Sum<accumulate_t<T>>;
+    template <int Width>
+    using Lanes = SumLanes<T, Width>;
     T* y;
     const PoolDivisor<accumulate_t<T>>& divisor;
 
@@ -48,18 +119,6 @@ struct AvgOutput {
     }
 };
 
-// Adds what a thread has found since the last time to what it has in shared memory, where that takes no
-// registers.
-template <typename Value>
-__device__ __forceinline__ void fold_into(Value& all, Value& some) {
-    if constexpr (Value::kFolds) {
-        all.in_row(1, 0).combine(some).put(all);
-        some = Value::identity();
-    } else {
-        some.put(all);
-    }
-}
-
 // Of planes. A row of windows reads its rows of inputs once: a thread has a vector of columns and walks down
 // them, and what it found of each column is left in shared memory, where the windows of the row take it.
 //   x        [images, input] T, aligned to 16 bytes
@@ -70,7 +129,6 @@ template <int Width, typename T, typename Finish>
 __device__ __forceinline__ void reduce_columns(const T* x, const PoolWindow& window, const Finish& finish,
                                                typename Finish::Value* columns) {
     using Value = typename Finish::Value;
-    constexpr int kAtOnce = 6;
     const int vectors = static_cast<int>(window.units[2]), width = vectors * Width;
     const int height = static_cast<int>(window.input[1]), outputs = static_cast<int>(window.output[2]);
     const int rows_of_block = kPoolThreads / vectors;
@@ -85,40 +143,35 @@ __device__ __forceinline__ void reduce_columns(const T* x, const PoolWindow& win
             const AdaptiveTaps taps(window, 1, output.at[1]);
             const T* image = x + output.image * input_image(window) + left;
             Value* const own = columns + threadIdx.x * Width;
-            Value some[Width];
-#pragma unroll
-            for (int k = 0; k < Width; ++k) {
-                Value::identity().put(own[k]);
-                some[k] = Value::from(0);
-            }
-            const auto fold = [&] {
-#pragma unroll
-                for (int k = 0; k < Width; ++k) fold_into(own[k], some[k]);
-            };
+            typename Finish::template Lanes<Width> some;
+            some.start(0);
+            bool finds_first = true;
 #pragma unroll 1
             for (int kd = 0; kd < depth.count; ++kd) {
                 int place = ((depth.origin + kd) * height + taps.origin) * width;
-                int tap = kd * window.kernel[1], taken = 0;
+                int tap = kd * window.kernel[1];
+                const auto put = [&] {
+                    some.put(own, 1, finds_first);
+                    some.start(tap);
+                    finds_first = false;
+                };
 #pragma unroll 1
-                for (int rest = taps.count; rest > 0; rest -= kAtOnce, tap += kAtOnce) {
-                    Vector<T, Width> values[kAtOnce];
+                for (int rest = taps.count; rest > 0; rest -= kTakenTogether) {
+                    Vector<T, Width> values[kTakenTogether];
 #pragma unroll
-                    for (int u = 0; u < kAtOnce; ++u) {
+                    for (int u = 0; u < kTakenTogether; ++u) {
                         if (u < rest) values[u] = Vector<T, Width>::load(image + place);
                         place += width;
                     }
 #pragma unroll
-                    for (int u = 0; u < kAtOnce; ++u) {
+                    for (int u = 0; u < kTakenTogether; ++u) {
                         if (u >= rest) break;
-#pragma unroll
-                        for (int k = 0; k < Width; ++k) some[k].take(widened(values[u], k), tap + u);
+                        some.take(values[u], tap + u);
                     }
-                    taken += kAtOnce;
-                    if (!Value::kFolds || taken + kAtOnce <= Value::kTakes) continue;
-                    taken = 0;
-                    fold();
+                    tap += kTakenTogether;
+                    if (some.must_be_put(tap)) put();
                 }
-                fold();
+                if (some.kByPlanes || kd + 1 == depth.count) put();
             }
         }
         __syncthreads();
@@ -153,7 +206,7 @@ struct BlockWindow {
 };
 
 // Of channels side by side: a block has a window, and each of its rows of threads a part of its pieces, which
-// are kAtOnce neighbours of a row.
+// are kTakenTogether neighbours of a row.
 //   x       [images, input, groups] of Width T, aligned to 16 bytes
 //   lanes   vectors of channels of a block, a power of two up to 32
 // Launch: 1-D, kPoolThreads, one block for each window and each `lanes` of its vectors.
@@ -161,7 +214,7 @@ template <typename T, typename Finish>
 __device__ __forceinline__ void reduce_windows(const T* x, const PoolWindow& window, const Finish& finish,
                                                int lanes) {
     using Value = typename Finish::Value;
-    constexpr int kWidth = kVectorWidth<T>, kAtOnce = 6;
+    constexpr int kWidth = kVectorWidth<T>;
     // What threads have found, of value k of all threads side by side: no conflicts.
     __shared__ Value partial[kWidth][kPoolThreads];
     const int slots = kPoolThreads / lanes, lane = threadIdx.x & (lanes - 1), slot = threadIdx.x / lanes;
@@ -169,16 +222,6 @@ __device__ __forceinline__ void reduce_windows(const T* x, const PoolWindow& win
     const BlockWindow own(window, lanes, static_cast<int>(blockIdx.x));
     const PoolPosition<int>& output = own.output;
     const int group = own.first_group + lane;
-    Value some[kWidth];
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) {
-        some[k] = Value::identity();
-        some[k].put(partial[k][threadIdx.x]);
-    }
-    const auto fold = [&] {
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) fold_into(partial[k][threadIdx.x], some[k]);
-    };
     if (group < groups) {
         const int height = static_cast<int>(window.input[1]), width = static_cast<int>(window.input[2]);
         const AdaptiveTaps depth(window, 0, output.at[0]);
@@ -186,46 +229,49 @@ __device__ __forceinline__ void reduce_windows(const T* x, const PoolWindow& win
         // The values of an image can be counted in 32 bits.
         const int step = groups * kWidth, size = static_cast<int>(input_image(window)) * kWidth;
         const T* image = x + kept(output.image * size + group * kWidth);
-        const int pieces = (columns.count + kAtOnce - 1) / kAtOnce;
+        const int pieces = (columns.count + kTakenTogether - 1) / kTakenTogether;
         const int down = slots / pieces, across = slots - down * pieces;
+        const int first_row = slot / pieces, first_piece = slot - first_row * pieces;
+        typename Finish::template Lanes<kWidth> some;
+        // One that has no piece has found nothing, beyond all taps.
+        some.start(first_row < rows.count ? tap_number(window, 0, first_row, first_piece * kTakenTogether)
+                                          : 0x7fffffff);
+        bool finds_first = true;
 #pragma unroll 1
         for (int kd = 0; kd < depth.count; ++kd) {
             const int corner = ((depth.origin + kd) * height + rows.origin) * width + columns.origin;
-            int kh = slot / pieces, piece = slot - kh * pieces, taken = 0;
-            if (kd == 0 && kh < rows.count) {
-#pragma unroll
-                for (int k = 0; k < kWidth; ++k)
-                    some[k] = Value::from(kh * window.kernel[2] + piece * kAtOnce);
-            }
+            int kh = first_row, kw = first_piece * kTakenTogether;
+            int tap = tap_number(window, kd, kh, kw);
+            const auto put = [&] {
+                some.put(&partial[0][threadIdx.x], kPoolThreads, finds_first);
+                some.start(tap);
+                finds_first = false;
+            };
 #pragma unroll 1
             while (kh < rows.count) {
-                const int kw = piece * kAtOnce, left = columns.count - kw;
-                const int tap = tap_number(window, kd, kh, kw);
+                const int left = columns.count - kw;
                 const T* source = image + (corner + kh * width + kw) * step;
-                Vector<T> values[kAtOnce];
+                Vector<T> values[kTakenTogether];
 #pragma unroll
-                for (int u = 0; u < kAtOnce; ++u) {
+                for (int u = 0; u < kTakenTogether; ++u) {
                     if (u < left) values[u] = Vector<T>::load(source);
                     source += step;
                 }
 #pragma unroll
-                for (int u = 0; u < kAtOnce; ++u) {
+                for (int u = 0; u < kTakenTogether; ++u) {
                     if (u >= left) break;
-#pragma unroll
-                    for (int k = 0; k < kWidth; ++k) some[k].take(widened(values[u], k), tap + u);
+                    some.take(values[u], tap + u);
                 }
                 kh += down;
-                piece += across;
-                if (piece >= pieces) {
-                    piece -= pieces;
+                kw += across * kTakenTogether;
+                if (kw >= columns.count) {
+                    kw -= pieces * kTakenTogether;
                     ++kh;
                 }
-                taken += kAtOnce;
-                if (!Value::kFolds || taken + kAtOnce <= Value::kTakes) continue;
-                taken = 0;
-                fold();
+                tap = tap_number(window, kd, kh, kw);
+                if (some.must_be_put(tap)) put();
             }
-            fold();
+            if (some.kByPlanes || kd + 1 == depth.count) put();
         }
     }
     __syncthreads();

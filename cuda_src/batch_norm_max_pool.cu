@@ -10,16 +10,21 @@ template <typename A, int Width>
 struct ChannelNorms {
     Normalization<A> norms[Width];
 
-    __device__ __forceinline__ ChannelNorms(const A* mean, const A* inv_std, const A* gamma, const A* beta,
-                                            int channel) {
+    __device__ __forceinline__ ChannelNorms(const A* mean_c, const A* inv_std_c, const A* gamma_c,
+                                            const A* beta_c, int channel) {
+        A mean[Width], inv_std[Width], gamma[Width], beta[Width];
+        load_neighbours(mean_c, channel, A(0), mean);
+        load_neighbours(inv_std_c, channel, A(1), inv_std);
+        load_neighbours(gamma_c, channel, A(1), gamma);
+        load_neighbours(beta_c, channel, A(0), beta);
 #pragma unroll
-        for (int k = 0; k < Width; ++k) norms[k].load(mean, inv_std, gamma, beta, channel + k);
+        for (int k = 0; k < Width; ++k) norms[k].set(mean[k], inv_std[k], {gamma[k], beta[k]});
     }
 };
 
 // y = largest phi(gamma * (x - mean) * inv_std + beta) of each window, as max_pool_forward of max_pool.cu.
 //   x                            [images, input, groups] of Width T, aligned to the vector
-//   mean, inv_std, gamma, beta   [channels]; gamma, beta may be null: 1, 0
+//   mean, inv_std, gamma, beta   [channels], aligned to 16 bytes; gamma, beta may be null: 1, 0
 //   activation                   none, ReLU or leaky ReLU: its number, see PiecewiseLinearActivation
 //   y, argmax                      [images, output, groups] of Width T, window.argmax_bytes
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.

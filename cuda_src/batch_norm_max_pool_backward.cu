@@ -333,19 +333,6 @@ __global__ void __launch_bounds__(kChannelThreads, kLayoutBlocks<Layout, kClippi
         });
 }
 
-// Neighbours in an array that is aligned to 16 bytes; if it is null, `otherwise`.
-template <int Count, typename A>
-__device__ __forceinline__ void load_neighbours(const A* array, int first, A otherwise, A (&numbers)[Count]) {
-    constexpr int kAtOnce = Count < kVectorWidth<A> ? Count : kVectorWidth<A>;
-#pragma unroll
-    for (int i = 0; i < Count; i += kAtOnce) {
-        auto some = filled<A, kAtOnce>(otherwise);
-        if (array != nullptr) some = Vector<A, kAtOnce>::load(array + first + i);
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) numbers[i + k] = some[k];
-    }
-}
-
 // Rows of a tile of inputs whose gradients are found from those of the outputs, see gather_strips.
 //   Depends   whether the statistics depend on x
 template <bool Whole, bool Depends, typename T, typename Tile>
@@ -368,7 +355,6 @@ struct InputGradientRows {
 
     __device__ __forceinline__ explicit InputGradientRows(int activation) : phi(activation) {}
 
-    // One number at a time would take long, for the few values of a tile.
     __device__ __forceinline__ void load_channels(const ChannelArrays<A>& of_channels, const A* dgamma_c,
                                                   const A* dbeta_c, A inv_count, int first) {
         A mean[kChannels], inv_std[kChannels], gamma[kChannels], beta[kChannels], dgamma[kChannels],

@@ -4,138 +4,7 @@
 
 #include "argmax.cuh"
 #include "pool_tile.cuh"
-
-// The largest of the values seen by each of Width windows, and their taps. The values stay what they are, so
-// that a NaN keeps its bits.
-//   RunningMax<T, Width> best;
-//   best.start([&](int k) { return first[k]; }, first_taps);
-//   best.take([&](int k) { return next[k]; }, tap);  // best.values(), best.taps()
-template <typename T, int Width>
-struct RunningMax {
-    static constexpr bool kInPairs = false;
-    T best[Width];
-    int chosen[Width];
-
-    //   taps   numbers of the values; where those are -inf, of the windows' first taps inside the input
-    template <typename Values>
-    __device__ __forceinline__ void start(Values values, const int (&taps)[Width]) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) {
-            best[k] = values(k);
-            chosen[k] = taps[k];
-        }
-    }
-    //   values   value number k
-    template <typename Values>
-    __device__ __forceinline__ void take(Values values, int tap) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) take_one(k, values(k), tap);
-    }
-    //   later   of later taps
-    __device__ __forceinline__ void take(const RunningMax& later) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) take_one(k, later.best[k], later.chosen[k]);
-    }
-    __device__ __forceinline__ void take_one(int k, T taken, int tap) {
-        const accumulate_t<T> value = to_accumulate(taken);
-        if (value > to_accumulate(best[k]) || value != value) {
-            best[k] = taken;
-            chosen[k] = tap;
-        }
-    }
-    __device__ __forceinline__ void renumber(int less) {
-#pragma unroll
-        for (int k = 0; k < Width; ++k) chosen[k] -= less;
-    }
-    __device__ __forceinline__ Vector<T, Width> values() const {
-        Vector<T, Width> values;
-#pragma unroll
-        for (int k = 0; k < Width; ++k) values[k] = best[k];
-        return values;
-    }
-    __device__ __forceinline__ Vector<unsigned char, Width> taps() const {
-        Vector<unsigned char, Width> taps;
-#pragma unroll
-        for (int k = 0; k < Width; ++k) taps[k] = static_cast<unsigned char>(chosen[k]);
-        return taps;
-    }
-};
-
-// All bits of each half of `value` that is larger than that of `best`, or NaN; values are pairs in words.
-template <typename T>
-__device__ __forceinline__ unsigned int larger_or_nan(unsigned int value, unsigned int best) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-    return __hgt2_mask(pair_of<T>(value), pair_of<T>(best)) |
-           __hneu2_mask(pair_of<T>(value), pair_of<T>(value));
-#else
-    // The smaller of a NaN and infinity is infinity, than which only a NaN is not at most as large.
-    return __hgtu2_mask(pair_of<T>(value), __hmin2(pair_of<T>(best), pair_of<T>(HalfPair<T>::kInfinity)));
-#endif
-}
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-// Of bfloat16 these are instructions since compute capability 9.0 only.
-template <>
-__device__ __forceinline__ unsigned int larger_or_nan<__nv_bfloat16>(unsigned int value, unsigned int best) {
-    const float low = __uint_as_float(value << 16), high = __uint_as_float(value & 0xffff0000u);
-    const bool low_larger = low > __uint_as_float(best << 16) || low != low;
-    const bool high_larger = high > __uint_as_float(best & 0xffff0000u) || high != high;
-    return (low_larger ? 0xffffu : 0u) | (high_larger ? 0xffff0000u : 0u);
-}
-#endif
-
-// Two half values at a time: a comparison makes a mask, a mask chooses values and taps.
-template <typename T, int Width>
-struct RunningPairMax {
-    static constexpr bool kInPairs = true;
-    static constexpr int kPairs = Width / 2;
-    unsigned int best[kPairs], chosen[kPairs];
-
-    //   pairs   pair number k in a word
-    template <typename Pairs>
-    __device__ __forceinline__ void start(Pairs pairs, const int (&taps)[Width]) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) {
-            best[k] = pairs(k);
-            chosen[k] = taps[2 * k] + static_cast<unsigned int>(taps[2 * k + 1]) * 0x10000u;
-        }
-    }
-    template <typename Pairs>
-    __device__ __forceinline__ void take(Pairs pairs, int tap) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) take_one(k, pairs(k), tap * 0x10001u);
-    }
-    __device__ __forceinline__ void take(const RunningPairMax& later) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) take_one(k, later.best[k], later.chosen[k]);
-    }
-    __device__ __forceinline__ void take_one(int k, unsigned int bits, unsigned int taps) {
-        const unsigned int mask = larger_or_nan<T>(bits, best[k]);
-        best[k] = (bits & mask) | (best[k] & ~mask);
-        chosen[k] = (taps & mask) | (chosen[k] & ~mask);
-    }
-    __device__ __forceinline__ void renumber(int less) {
-#pragma unroll
-        for (int k = 0; k < kPairs; ++k) chosen[k] -= less * 0x10001u;
-    }
-    __device__ __forceinline__ Vector<T, Width> values() const {
-        Vector<T, Width> values;
-        memcpy(&values, best, sizeof(values));
-        return values;
-    }
-    __device__ __forceinline__ Vector<unsigned char, Width> taps() const {
-        // The lower bytes of four halves.
-        unsigned int words[kPairs / 2];
-#pragma unroll
-        for (int i = 0; i < kPairs / 2; ++i) words[i] = __byte_perm(chosen[2 * i], chosen[2 * i + 1], 0x6420);
-        Vector<unsigned char, Width> taps;
-        memcpy(&taps, words, sizeof(taps));
-        return taps;
-    }
-};
-template <int Width>
-struct RunningMax<__half, Width> : RunningPairMax<__half, Width> {};
-template <int Width>
-struct RunningMax<__nv_bfloat16, Width> : RunningPairMax<__nv_bfloat16, Width> {};
+#include "running_max.cuh"
 
 // The largest of the rows of a window. Of five rows, one after the other, the first three carry the larger of
 // their own and the row below, which is how they come to the next window: three comparisons in place of four.
@@ -235,13 +104,6 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
     const Vector<T, 1> outside = filled<T, 1>(from_accumulate<T>(infinity));
     using Best = RunningMax<T, kLanes>;
     constexpr bool kInPairs = Best::kInPairs;
-    const auto nothing = [&] {
-        if constexpr (kInPairs) {
-            return HalfPair<T>::kNegativeInfinity;
-        } else {
-            return outside[0];
-        }
-    }();
     // Of wide windows moving rows is a tenth of the work. Older GPUs, and wider types, have no registers for
     // more than one output at a time.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -305,13 +167,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
                     const int place = min(max(left + kw, 0), input.width - 1);
                     auto vector = Vector<T, kWidth>::load(start + place * input.groups * kWidth);
                     if constexpr (Changed::kChanges) vector = changed.vector(vector);
-                    const auto values = [&](int k) {
-                        if constexpr (kInPairs) {
-                            return reinterpret_cast<const unsigned int*>(vector.words)[k];
-                        } else {
-                            return vector[k];
-                        }
-                    };
+                    const auto values = Best::of(vector);
                     if (kw == 0) {
                         best.start(values, first);
                     } else {
@@ -375,7 +231,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
                 const int top = row * Stride - Pad;
                 int first[kLanes] = {};
                 Best best;
-                best.start([&](int) { return nothing; }, first);
+                best.start_with_nothing(first);
 #pragma unroll 1
                 for (int kd = depth.begin; kd < depth.end; ++kd) {
                     const int d = depth.origin + kd * window.dilation[0];

@@ -718,6 +718,20 @@ struct Normalization {
     __device__ __forceinline__ A apply(A x) const { return fma(x - mean, scale, shift); }
 };
 
+// The numbers of neighbouring channels, from an array that is aligned to 16 bytes; if it is null,
+// `otherwise`. One at a time would take long, for the few values of a tile.
+template <int Count, typename A>
+__device__ __forceinline__ void load_neighbours(const A* array, int first, A otherwise, A (&numbers)[Count]) {
+    constexpr int kAtOnce = Count < kVectorWidth<A> ? Count : kVectorWidth<A>;
+#pragma unroll
+    for (int i = 0; i < Count; i += kAtOnce) {
+        auto some = filled<A, kAtOnce>(otherwise);
+        if (array != nullptr) some = Vector<A, kAtOnce>::load(array + first + i);
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) numbers[i + k] = some[k];
+    }
+}
+
 // What is done to the normalised values in the same pass: nothing; ReLU or nothing, which ClippingActivation
 // is told; a residual is added, and an activation that is straight on either side of 0 is applied; or any
 // other one.

@@ -54,6 +54,40 @@ def test_bits_of_the_general_kernel(dtype, inputs, outputs, channels_last):
     assert ["_adaptive<" in name for name in launched] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "channels_last"),
+    [
+        ((140_001, 8), (2, 1), False),
+        ((300, 250, 8), (1, 1, 3), False),
+        ((300, 591), (1, 2), True),
+        ((2, 3, 50_000), (1, 2, 1), True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype.itemsize == 2], ids=str)
+def test_more_taps_than_a_half_word_counts(dtype, inputs, outputs, channels_last):
+    """Half values are compared in pairs, whose taps have 16 bits each."""
+    x, launched = normal((8, *inputs), dtype), []
+    # The largest comes last, and twice; nothing but equal values, and nothing but -inf, of which the first counts.
+    x[0][(-1,) * (len(inputs) - 1)][-2:] = 100
+    x[1], x[2] = 0.5, -np.inf
+    values = np.moveaxis(x, 0, -1) if channels_last else x
+    with emulated(launched):
+        y, saved = gl.ops.adaptive_max_pool_forward(values[np.newaxis], outputs, channels_last=channels_last)
+    assert ["_forward_adaptive<" in name for name in launched] == [True]
+    own_y, argmax = (np.moveaxis(a[0], -1, 0) if channels_last else a[0] for a in (y, saved.argmax))
+    for output in np.ndindex(*outputs):
+        bounds = zip(output, inputs, outputs, strict=True)
+        window = x[(..., *(slice(at * size // count, -(-(at + 1) * size // count)) for at, size, count in bounds))]
+        taps = window.reshape(8, -1)
+        first = taps.astype(np.float32).argmax(axis=1)
+        # Taps are counted as those of the largest window.
+        found = np.unravel_index(argmax[(..., *output)], saved.window.kernel[-len(inputs) :])
+        np.testing.assert_array_equal(found, np.unravel_index(first, window.shape[1:]))
+        assert_same_bits(own_y[(..., *output)], taps[np.arange(8), first])
+    assert first.max() > 0xFFFF
+
+
 def test_many_windows_over_an_element_are_for_the_general_kernel():
     """It adds the shares with compensation."""
     x, launched = normal((1, 1, 2, 2, 4), np.float32), []
