@@ -39,7 +39,7 @@ __device__ __forceinline__ void add_row_compensated(A (&row)[Width], A (&sum)[Wi
 // y = sum of each window over its divisor; each row of taps is summed first (see kFew).
 //   x         [images, input, groups] of Width T, aligned to the vector
 //   y         [images, output, groups] of Width T
-//   lengths   [samples, 3], or null: sizes of each sample, beyond which nothing counts
+//   lengths   [samples, axes], or null: sizes of each sample, beyond which nothing counts
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, int Width, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)
 // dx = sum of dy over its divisor of the windows over the element, each row of them first (see kFew).
 //   dy        [images, output, groups] of Width T, aligned to the vector
 //   dx        [images, input, groups] of Width T: every element is written once
-//   lengths   [samples, 3], or null: elements beyond get 0
+//   lengths   [samples, axes], or null: elements beyond get 0
 // Launch: as avg_pool_forward; units are inputs.
 template <typename T, int Width, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)

@@ -8,7 +8,7 @@
 //   x         [images, input, groups] of Width T, aligned to the vector
 //   y         [images, output, groups] of Width T
 //   argmax    shape of y, window.argmax_bytes each (1 where Width > 1): the tap chosen; 0 where none counts
-//   lengths   [samples, 3], or null: sizes of each sample
+//   lengths   [samples, axes], or null: sizes of each sample
 // A window without a tap inside the image is -inf; without one inside the sample's sizes, 0.
 // Launch: 1-D, kPoolThreads, any number of blocks (grid-stride); units are outputs.
 template <typename T, int Width, typename Index>
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
 // dx = sum of the gradients of the windows that chose the element, in the order of the taps.
 //   dy, argmax   [images, output, groups] of Width T, window.argmax_bytes; aligned to the vector
 //   dx         [images, input, groups] of Width T: every element is written once
-//   lengths    [samples, 3], or null: elements beyond get 0
+//   lengths    [samples, axes], or null: elements beyond get 0
 // Launch: as max_pool_forward; units are inputs.
 template <typename T, int Width, typename Index>
 __global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<Index>)

@@ -28,6 +28,7 @@ struct PoolWindow {
     int kernel[3], stride[3], dilation[3], pad[3];  // pad: before the first element
     int adaptive;      // window i of an axis is floor(i L / o) .. ceil((i + 1) L / o) - 1 instead
     int argmax_bytes;  // of a saved tap: 1, 2 or 4
+    int axes;          // that the arrays have: the last ones
     long long input[3], output[3];
     long long images;    // samples, or planes
     long long channels;  // images of a sample: 1, or its planes
@@ -39,7 +40,7 @@ struct PoolWindow {
     Divisor32 by_stride[3], by_dilation[3], by_output[3], by_input[3], by_kernel[3];
 };
 
-static_assert(sizeof(PoolWindow) == 392, "the launcher packs it with this size");
+static_assert(sizeof(PoolWindow) == 400, "the launcher packs it with this size");
 
 // Position of a unit in an array of images.
 template <typename Index>
@@ -105,13 +106,16 @@ template <typename Index>
 struct PoolExtent {
     Index size[3];
 
-    //   lengths   [samples, 3], or null
+    //   lengths   [samples, axes], or null
     __device__ __forceinline__ PoolExtent(const PoolWindow& window, const long long* lengths,
                                           long long image) {
-        const long long* own = lengths == nullptr ? nullptr : lengths + image / window.channels * 3;
+        const long long* own = lengths == nullptr ? nullptr : lengths + image / window.channels * window.axes;
+        const int missing = 3 - window.axes;
 #pragma unroll
-        for (int axis = 0; axis < 3; ++axis)
-            size[axis] = static_cast<Index>(own == nullptr ? window.input[axis] : own[axis]);
+        for (int axis = 0; axis < 3; ++axis) {
+            const bool is_own = own != nullptr && axis >= missing;
+            size[axis] = static_cast<Index>(is_own ? own[axis - missing] : window.input[axis]);
+        }
     }
 
     __device__ __forceinline__ bool contains(const Index (&at)[3]) const {

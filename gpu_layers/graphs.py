@@ -22,7 +22,7 @@ def capture(step: Callable[[], object], *, warmup: int = 2) -> Graph:
     Everything that it allocates comes from a memory pool that belongs to the graph alone.
 
     Masks are those of the layers' generators, of any kind: a replay takes the offsets that a call of the step would
-    take.
+    take. Optimizers count the steps of replays; their rates are those of the capture.
 
     Parameters
     ----------
@@ -39,9 +39,10 @@ def capture(step: Callable[[], object], *, warmup: int = 2) -> Graph:
     Raises
     ------
     RuntimeError
-        If there is no GPU, or the step does something that a graph cannot hold: ``SyncBatchNorm``, padded batches
-        (``lengths=`` or ``mask=`` of batch norm, ``lengths=`` of pooling), ``MaxUnpool`` with checked indices, arrays
-        on another device than the current one, or reading a value back. Nothing is captured then.
+        If there is no GPU, or the step does something that a graph cannot hold: ``SyncBatchNorm`` of several
+        processes, padded batches (``lengths=`` or ``mask=`` of batch norm, ``lengths=`` of pooling), ``MaxUnpool``
+        with checked indices, ``Linear`` and ``Conv2d``, whose products CuPy does not capture, arrays on another device
+        than the current one, or reading a value back. Nothing is captured then.
     TypeError, ValueError
         If warmup is not an integer of at least 1.
 

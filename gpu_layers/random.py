@@ -430,7 +430,8 @@ class CudaGraphGenerator(Generator):
     def spawn(self, n: int) -> list[Generator]:
         """Generators of n distinct streams on the same device: the seeds of :meth:`Generator.spawn`."""
         children = super().spawn(n)
-        return [CudaGraphGenerator(child.seed, device=self.device) for child in children]
+        with place_of(self._rng_state):
+            return [CudaGraphGenerator(child.seed, device=self.device) for child in children]
 
     def _write(self, seed: int, offset: int) -> None:
         numbers = np.array([seed, offset, sample_seed(seed)], np.uint64)

@@ -107,9 +107,12 @@ def place_of_work(x: Array) -> Any:
     return x.data.device_id, sys.modules["cupy"].cuda.get_current_stream().ptr, threading.get_ident()
 
 
-def is_capturing(x: Array) -> bool:
-    """Whether x is on a GPU whose current stream records a graph; nothing may wait for the device then."""
-    return is_cupy_array(x) and sys.modules["cupy"].cuda.get_current_stream().is_capturing()
+def refuse_capture(x: Array, what: str, reason: str) -> None:
+    """RuntimeError if x is on a GPU whose current stream records a graph, or will do so within ``capture``."""
+    if not is_cupy_array(x):
+        return
+    if graph_device.get() is not None or sys.modules["cupy"].cuda.get_current_stream().is_capturing():
+        raise RuntimeError(f"{what} cannot be captured: {reason}")
 
 
 def require_gpu() -> ModuleType:

@@ -27,6 +27,11 @@ def ready(operand: Operand) -> Operand:
     return operand.program.ready(operand)
 
 
+def ready_if_given(operand: Operand | None) -> Operand | None:
+    """The same of one that may be None."""
+    return None if operand is None else ready(operand)
+
+
 def destination(out: Operand | None, like: Operand) -> Operand:
     """Where kernels write a result of the shape and dtype of ``like``: ``out``, if they can."""
     return result_like(out, like.shape, like)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
-from gpu_layers.kernels.arrays import delivered, element_type, ready
+from gpu_layers.kernels.arrays import delivered, element_type, ready, ready_if_given
 from gpu_layers.kernels.pool_plan import (
     TiledKernels,
     adaptive_backward_plan,
@@ -17,7 +17,6 @@ from gpu_layers.kernels.pool_plan import (
     divisor_struct,
     general_template,
     plan_for,
-    ready_lengths,
     spatial_result,
 )
 from gpu_layers.runtime.program import Launcher, Numbers
@@ -85,7 +84,7 @@ def _forward(
     else:
         plan = plan_for(x, window, "output", channels_last, window.taps)
         kernel = _FORWARD(T=element, **plan.template_arguments)
-        plan.run(kernel, (x, y, ready_lengths(lengths, window.rank), plan.struct, divisor))
+        plan.run(kernel, (x, y, ready_if_given(lengths), plan.struct, divisor))
     return delivered(y, out)
 
 
@@ -118,5 +117,5 @@ def _backward(
     else:
         plan = plan_for(dy, window, "input", channels_last, window.taps)
         kernel = _BACKWARD(T=element, **plan.template_arguments)
-        plan.run(kernel, (dy, dx, ready_lengths(lengths, window.rank), plan.struct, divisor))
+        plan.run(kernel, (dy, dx, ready_if_given(lengths), plan.struct, divisor))
     return delivered(dx, out)

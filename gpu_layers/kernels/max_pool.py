@@ -10,7 +10,7 @@ from gpu_layers.core.argmax import argmax_dtype
 from gpu_layers.core.array import Array
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import global_pool
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, element_type, empty, ready, ready_if_given
 from gpu_layers.kernels.dropout import divisor
 from gpu_layers.kernels.elementwise import blocks_for
 from gpu_layers.kernels.pool_boxes import BOX_BYTES, BOXES, boxed
@@ -26,7 +26,6 @@ from gpu_layers.kernels.pool_plan import (
     general_template,
     nchw_template,
     plan_for,
-    ready_lengths,
     spatial_empty,
     spatial_result,
 )
@@ -107,7 +106,7 @@ def forward(operands: Operands, numbers: Numbers, window: Window, channels_last:
     if x.dtype.kind in "iu":
         plan = plan_for(x, window, "output", channels_last)
         kernel = _FORWARD_INTEGER(T=element_type(x), **plan.template_arguments)
-        plan.run(kernel, (x, y, argmax.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
+        plan.run(kernel, (x, y, argmax.as_bytes(), ready_if_given(lengths), plan.struct))
         return delivered(y, out), argmax
     if global_pool.takes(x, window, channels_last, lengths, numbered=True):
         global_pool.global_max_forward(x, y, argmax, window, channels_last)
@@ -122,7 +121,7 @@ def forward(operands: Operands, numbers: Numbers, window: Window, channels_last:
         return delivered(y, out), argmax
     plan = plan_for(x, window, "output", channels_last)
     kernel = _FORWARD(T=element_type(x), **plan.template_arguments)
-    plan.run(kernel, (x, y, argmax.as_bytes(), ready_lengths(lengths, window.rank), plan.struct))
+    plan.run(kernel, (x, y, argmax.as_bytes(), ready_if_given(lengths), plan.struct))
     return delivered(y, out), argmax
 
 
@@ -137,7 +136,7 @@ def _gather(operands: Operands, numbers: Numbers, window: Window, channels_last:
         plan.run(_GATHER_NCHW(T=element_type(x)), arguments, _GATHER_OUTPUTS)
         return delivered(y, out)
     kernel = _GATHER(T=element_type(x), **plan.template_arguments)
-    plan.run(kernel, (x, argmax.as_bytes(), y, ready_lengths(lengths, window.rank), plan.struct))
+    plan.run(kernel, (x, argmax.as_bytes(), y, ready_if_given(lengths), plan.struct))
     return delivered(y, out)
 
 
@@ -148,7 +147,7 @@ def _indices(operands: Operands, numbers: Numbers, window: Window, channels_last
     indices = empty(argmax.shape, np.int64, argmax)
     plan = plan_for(argmax, window, "output", channels_last, most_in_vectors=0)
     kernel = _INDICES(Index=plan.template_arguments["Index"])
-    plan.run(kernel, (argmax.as_bytes(), indices, ready_lengths(lengths, window.rank), plan.struct))
+    plan.run(kernel, (argmax.as_bytes(), indices, ready_if_given(lengths), plan.struct))
     return indices
 
 
@@ -183,7 +182,7 @@ def _fill_gradient(
     else:
         plan = plan_for(dy, window, "input", channels_last)
         kernel = _BACKWARD(T=element_type(dy), **plan.template_arguments)
-        plan.run(kernel, (dy, argmax.as_bytes(), dx, ready_lengths(lengths, window.rank), plan.struct))
+        plan.run(kernel, (dy, argmax.as_bytes(), dx, ready_if_given(lengths), plan.struct))
 
 
 def _launch_adaptive(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ _WINDOW = np.dtype(
         ("pad", np.int32, 3),
         ("adaptive", np.int32),
         ("argmax_bytes", np.int32),
+        ("axes", np.int32),
         ("input", np.int64, 3),
         ("output", np.int64, 3),
         ("images", np.int64),
@@ -136,6 +136,7 @@ class Plan:
         for name in ("stride", "dilation", "input", "output", "kernel", "units"):
             self.struct[f"by_{name}"] = [division(int(value)) for value in self.struct[name]]
         self.struct["adaptive"], self.struct["argmax_bytes"] = window.adaptive, argmax_dtype(window).itemsize
+        self.struct["axes"] = window.rank
         self.struct["images"], self.struct["channels"] = images, 1 if channels_last else channels
         self.struct["groups"], self.struct["by_groups"] = groups, division(groups)
         self.struct["by_image"] = division(image)
@@ -540,18 +541,6 @@ def spatial_empty(array: Array, spatial: tuple[int, ...], channels_last: bool, d
 def spatial_result(out: Array | None, array: Array, spatial: tuple[int, ...], channels_last: bool) -> Array:
     """Where kernels write a result with other spatial sizes: ``out``, if they can."""
     return result_like(out, spatial_shape(array, spatial, channels_last), array)
-
-
-def ready_lengths(lengths: Array | None, rank: int) -> Array | None:
-    """Lengths as kernels take them: of three axes, missing ones of size 1."""
-    if lengths is None:
-        return None
-    return lengths.program.compute(_with_leading_ones, [lengths], (lengths.shape[0], 3), np.int64)
-
-
-def _with_leading_ones(xp: ModuleType, lengths: Array) -> Array:
-    ones = xp.ones((lengths.shape[0], 3 - lengths.shape[1]), np.int64)
-    return xp.ascontiguousarray(xp.concatenate([ones, lengths], axis=1))
 
 
 def divisor_struct(

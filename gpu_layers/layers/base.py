@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gpu_layers.core.array import Array
-from gpu_layers.core.cuda import is_cupy_array, place_of, require_gpu
+from gpu_layers.core.cuda import is_cupy_array, require_gpu
 from gpu_layers.layers.arrays import LayerArrays, memory_of, turned
 from gpu_layers.layers.calls import Saved, put, recording, replaying
 from gpu_layers.layers.state import IncompatibleKeys, load_arrays_into
+from gpu_layers.runtime.copying import own_copy
 from gpu_layers.runtime.ranges import add_layer_class
 
 __all__ = ["Layer"]
@@ -350,7 +351,7 @@ class Layer:
 
     def state_dict(self) -> dict[str, Array]:
         """Parameters and buffers under PyTorch's names; copies, which later training does not change."""
-        return {name: _copied(value) for name, value in self._named_state().items()}
+        return {name: own_copy(value) for name, value in self._named_state().items()}
 
     def load_state_dict(self, state: Mapping[str, object], strict: bool = True) -> IncompatibleKeys:
         """Copy parameters and buffers into the layer's arrays; all or nothing.
@@ -440,11 +441,6 @@ class Layer:
             return f"{type(self).__name__}({configuration})"
         lines = [configuration, *lines] if configuration else lines
         return f"{type(self).__name__}(\n" + "".join("  " + line.replace("\n", "\n  ") + "\n" for line in lines) + ")"
-
-
-def _copied(array: Array) -> Array:
-    with place_of(array):
-        return array.copy()
 
 
 def _may_hold(value: tuple[object, ...]) -> bool:

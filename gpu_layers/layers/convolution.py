@@ -10,7 +10,7 @@ from gpu_layers.core.array import Array, DTypeLike
 from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.writes import write_count
-from gpu_layers.layers.precision import check_input, rounded, widened
+from gpu_layers.layers.precision import rounded, widened
 from gpu_layers.layers.weighted_layer import WeightedLayer
 from gpu_layers.ops.pool_arguments import per_axis
 from gpu_layers.runtime.copying import natural
@@ -80,9 +80,11 @@ class Conv2d(WeightedLayer):
         ------
         TypeError, ValueError
             For an input of another array type, dtype or shape than the layer's, or smaller than the kernel.
+        RuntimeError
+            While a graph is captured: CuPy does not capture the product.
         """
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
-        check_input(x, weight, 4, self.in_channels)
+        self._check_input(x, 4, self.in_channels)
         output_size = self._output_size(x.shape)
         with place_of(x):
             y = self._filters(weight) @ self._columns(x, output_size)

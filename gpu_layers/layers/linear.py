@@ -9,10 +9,11 @@ from gpu_layers.core.checks import check_integer
 from gpu_layers.core.cuda import place_of
 from gpu_layers.core.writes import write_count
 from gpu_layers.layers.operation_layer import OperationLayer
-from gpu_layers.layers.precision import check_input, rounded, widened
+from gpu_layers.layers.precision import rounded, widened
 from gpu_layers.layers.weighted_layer import WeightedLayer
 from gpu_layers.ops.checks import check_dtype, check_gradient
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.copying import natural
 
 __all__ = ["Flatten", "Linear"]
 
@@ -65,9 +66,11 @@ class Linear(WeightedLayer):
         ------
         TypeError, ValueError
             For an input of another array type, dtype or shape than the layer's.
+        RuntimeError
+            While a graph is captured: CuPy does not capture the product.
         """
         weight, bias = self.parameters["weight"], self.parameters.get("bias")
-        check_input(x, weight, 2, self.in_features)
+        self._check_input(x, 2, self.in_features)
         with place_of(x):
             y = widened(x, self.dtype) @ weight.T
             if bias is not None:
@@ -116,7 +119,7 @@ class Flatten(OperationLayer):
         check_dtype(x)
         if x.ndim < 1:
             raise ValueError("expected at least 1D input (got 0D input)")
-        y = x.reshape(x.shape[0], int(np.prod(x.shape[1:])))
+        y = _reshaped(x, (x.shape[0], int(np.prod(x.shape[1:]))))
         self._saved = (x.shape, x.dtype)
         return y
 
@@ -124,4 +127,10 @@ class Flatten(OperationLayer):
         shape, dtype = saved
         backend_for(dy)
         check_gradient(dy, (shape[0], int(np.prod(shape[1:]))), dtype)
-        return dy.reshape(shape)
+        return _reshaped(dy, shape)
+
+
+def _reshaped(x: Array, shape: tuple[int, ...]) -> Array:
+    with place_of(x):
+        # A strided array is copied.
+        return (x if x.flags.c_contiguous else natural(x)).reshape(shape)

@@ -12,7 +12,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, is_cupy_array, place_of
 from gpu_layers.core.writes import record_write
 from gpu_layers.layers.arrays import memory_of, turned
-from gpu_layers.runtime.copying import copy_into, natural
+from gpu_layers.runtime.copying import natural, overwrite
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 __all__ = ["IncompatibleKeys"]
@@ -77,8 +77,7 @@ def load_arrays_into(own: Mapping[str, Array], state: Any, strict: bool, owner: 
                 ready[name] = array_module(own[name]).zeros_like(own[name])
     _check_writable(ready, own)
     for name, value in ready.items():
-        with place_of(own[name]):
-            copy_into(array_module(own[name]), own[name], value)
+        overwrite(own[name], value)
         record_write(own[name])
     return IncompatibleKeys(missing, unexpected)
 

@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from gpu_layers.core.array import Array, DTypeLike
-from gpu_layers.core.cuda import place_of
+from gpu_layers.core.cuda import place_of, refuse_capture
 from gpu_layers.core.writes import check_unwritten
 from gpu_layers.layers.initialization import he_normal
 from gpu_layers.layers.operation_layer import OperationLayer
-from gpu_layers.layers.precision import parameter_dtype
+from gpu_layers.layers.precision import check_input, parameter_dtype
 from gpu_layers.ops.checks import check_gradient
 from gpu_layers.runtime.backend import backend_for
 
@@ -27,6 +27,10 @@ class WeightedLayer(OperationLayer):
         self.parameters["weight"] = he_normal(shape, math.prod(shape[1:]), self.dtype, seed)
         if bias:
             self.parameters["bias"] = np.zeros(shape[0], self.dtype)
+
+    def _check_input(self, x: Array, rank: int, features: int) -> None:
+        check_input(x, self.parameters["weight"], rank, features)
+        refuse_capture(x, type(self).__name__, "CuPy does not capture products of matrices")
 
     def _gradient(self, dy: Array, saved: tuple[Array, Array, int]) -> Array:
         x, weight, writes = saved

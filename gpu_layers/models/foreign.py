@@ -9,10 +9,12 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_choice, check_finite, check_integer
-from gpu_layers.core.cuda import array_module
+from gpu_layers.core.cuda import array_module, place_of
+from gpu_layers.core.writes import record_write
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.batch_norm import BatchNormLayer
 from gpu_layers.ops.checks import check_eps, described
+from gpu_layers.runtime.copying import overwrite
 from gpu_layers.runtime.kernel import FLOAT_DTYPES
 
 
@@ -112,9 +114,10 @@ def load_foreign_batch_norm(
         if convention.biased_variance:
             arrays["running_var"] = arrays["running_var"] * (values / (values - 1))
     own = {**layer.parameters, **layer.buffers}
-    for name, value in arrays.items():
-        own[name][...] = moved(value.astype(layer.dtype), array_module(own[name]))
-    layer.buffers["num_batches_tracked"][...] = batches
+    for name, value in {**arrays, "num_batches_tracked": np.array(batches)}.items():
+        with place_of(own[name]):
+            overwrite(own[name], moved(value.astype(own[name].dtype), array_module(own[name])))
+        record_write(own[name])
     layer.momentum, layer.eps = 1 - kept, float(new_eps)
 
 

@@ -17,6 +17,7 @@ from gpu_layers.layers.batch_norm import BatchNormLayer
 from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.layers.running_statistics import BatchStatistics
 from gpu_layers.models.snapshot import Snapshot
+from gpu_layers.runtime.copying import overwrite, own_copy
 
 _ORDERS = ("sequential", "joint")
 _NOTHING = object()
@@ -102,7 +103,7 @@ class _Run:
         for batch in self._batches() if callable(self._batches) else self._batches:
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
             # A layer that works in place would change the caller's data.
-            yield x.copy() if self._copies else x
+            yield own_copy(x) if self._copies else x
 
     def __call__(self, x: Array) -> None:
         self._model(x)
@@ -245,8 +246,8 @@ def _take_over(layer: BatchNormLayer, pool: _Pool, batches: int) -> None:
             raise ValueError(
                 f"the statistics of {layer!r} are not finite: the data, or what the model makes of it, is not"
             )
-        layer.buffers["running_mean"][...] = moments.mean.astype(layer.dtype)
-        layer.buffers["running_var"][...] = var.astype(layer.dtype)
+        overwrite(layer.buffers["running_mean"], moments.mean.astype(layer.dtype))
+        overwrite(layer.buffers["running_var"], var.astype(layer.dtype))
         layer.buffers["num_batches_tracked"][...] = batches
 
 

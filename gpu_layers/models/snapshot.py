@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from gpu_layers.core.array import Array
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.running_statistics import RunningStatisticsLayer
+from gpu_layers.runtime.copying import overwrite, own_copy
 
 
 class Snapshot:
@@ -29,15 +30,15 @@ class Snapshot:
 class _Kept:
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
-        self._buffers = [(name, value, value.copy()) for name, value in layer.buffers.items()]
+        self._buffers = [(name, value, own_copy(value)) for name, value in layer.buffers.items()]
         self._skipped: Array = layer._skipped if isinstance(layer, RunningStatisticsLayer) else None
-        self._count = None if self._skipped is None else self._skipped.copy()
+        self._count = None if self._skipped is None else own_copy(self._skipped)
 
     def restore(self) -> None:
         if isinstance(self._layer, RunningStatisticsLayer):
             self._layer._skipped = self._skipped
             if self._skipped is not None:
-                self._skipped[...] = self._count
+                overwrite(self._skipped, self._count)
         buffers = self._layer.buffers
         for name in buffers.keys() - {name for name, _, _ in self._buffers}:
             del buffers[name]
@@ -45,4 +46,4 @@ class _Kept:
             buffers[name] = array
             # An array that cannot be written to has not changed.
             if getattr(array.flags, "writeable", True):
-                array[...] = value
+                overwrite(array, value)

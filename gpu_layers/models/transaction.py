@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from gpu_layers.core.cuda import place_of
 from gpu_layers.layers.base import Layer
 from gpu_layers.layers.layer_tree import layers_of
 from gpu_layers.layers.running_statistics import RunningStatisticsLayer
@@ -101,6 +102,7 @@ def _commit(layers: list[RunningStatisticsLayer], skip_nonfinite: bool) -> None:
     if skip_nonfinite:
         for layer in layers:
             finite = layer.pending_is_finite()
-            accepted = finite if accepted is None else accepted & finite
+            with place_of(finite):
+                accepted = finite if accepted is None else accepted & finite
     for layer in layers:
         layer.commit(accepted)

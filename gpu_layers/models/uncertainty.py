@@ -8,7 +8,7 @@ import numpy as np
 
 from gpu_layers import random
 from gpu_layers.core.array import Array
-from gpu_layers.core.cuda import array_module
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.activation_dropout import ActivationDropout
 from gpu_layers.layers.base import Layer
@@ -16,6 +16,7 @@ from gpu_layers.layers.dropout import Dropout, DropoutLayer, first_decision
 from gpu_layers.layers.dropout_add import DropoutAdd
 from gpu_layers.layers.layer_tree import layers_of, modes
 from gpu_layers.ops.dropout import check_passes, dropout_moments
+from gpu_layers.runtime.copying import natural, own_copy
 
 
 def mc_dropout(
@@ -77,7 +78,7 @@ def mc_dropout(
     # A layer that works in place would change what the next pass sees.
     in_place = any(getattr(layer, "inplace", False) for layer in found)
     with modes(found, training=_drops):
-        return _moments((model(x.copy() if in_place else x, **inputs) for _ in range(passes)), passes)
+        return _moments((model(own_copy(x) if in_place else x, **inputs) for _ in range(passes)), passes)
 
 
 def _moments(outputs: Iterator[Array], passes: int) -> tuple[Array, Array]:
@@ -90,20 +91,21 @@ def _moments(outputs: Iterator[Array], passes: int) -> tuple[Array, Array]:
     variance: Array = None
     others: Array = None
     for count, output in enumerate(outputs, 1):
-        y = output.astype(accumulation_dtype(output.dtype))
-        xp = array_module(y)
-        is_finite, zero = xp.isfinite(y), y.dtype.type(0)
-        finite, other = xp.where(is_finite, y, zero), xp.where(is_finite, zero, y)
-        if mean is None:
-            mean, variance, others = finite, xp.zeros_like(finite), other
-            continue
-        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        with place_of(output), np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            y = natural(output).astype(accumulation_dtype(output.dtype))
+            xp = array_module(y)
+            is_finite, zero = xp.isfinite(y), y.dtype.type(0)
+            finite, other = xp.where(is_finite, y, zero), xp.where(is_finite, zero, y)
+            if mean is None:
+                mean, variance, others = finite, xp.zeros_like(finite), other
+                continue
             difference = finite - mean
             mean = mean + difference / count
             variance = variance * ((count - 1) / count) + difference * (finite - mean) / count
             others = others + other
     xp = array_module(mean)
-    return xp.where(others == 0, mean, others), xp.where(others == 0, variance, variance.dtype.type(np.nan))
+    with place_of(mean):
+        return xp.where(others == 0, mean, others), xp.where(others == 0, variance, variance.dtype.type(np.nan))
 
 
 def _drops(layer: Layer) -> bool:

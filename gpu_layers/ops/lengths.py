@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from gpu_layers.core.array import Array, ArrayLike
-from gpu_layers.core.cuda import array_module, is_capturing, place_of, to_host
+from gpu_layers.core.cuda import array_module, place_of, refuse_capture, to_host
 
 
 def sample_lengths(lengths: ArrayLike | None, x: Array, batched: bool, spatial: tuple[int, ...]) -> Array:
     """:func:`checked_lengths` on the device of x; RuntimeError while a graph is captured there."""
-    if is_capturing(x):
-        raise RuntimeError("pooling with lengths= cannot be captured: the host checks them")
+    refuse_capture(x, "pooling with lengths=", "the host checks them")
     values = checked_lengths(host_lengths(lengths), x, batched, spatial)
     with place_of(x):
         return array_module(x).array(values, np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_integer
-from gpu_layers.core.cuda import is_capturing, to_host
+from gpu_layers.core.cuda import refuse_capture, to_host
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_dtype, check_gradient, described
 from gpu_layers.ops.output import claim_pooled, unbatched
@@ -86,8 +86,8 @@ def max_unpool_forward(
     backend = backend_for(x, indices, optional=(out,))
     batched, sizes, plane = _checked((x, indices), output_size)
     channels_last = bool(channels_last)
-    if check and is_capturing(x):
-        raise RuntimeError("MaxUnpool with check=True cannot be captured: it reads a flag back")
+    if check:
+        refuse_capture(x, "MaxUnpool with check=True", "it reads a flag back")
     batch = x if batched else x[None]
     at = indices if batched else indices[None]
     # With a copy of them: what is checked is what is used, and the caller may change its own before backward.

@@ -10,7 +10,7 @@ from weakref import ref
 import numpy as np
 
 from gpu_layers.core.array import Array, ArrayLike
-from gpu_layers.core.cuda import is_capturing, place_of_work, placed, to_host
+from gpu_layers.core.cuda import place_of_work, placed, refuse_capture, to_host
 from gpu_layers.core.valid import WORD, ValidPositions
 from gpu_layers.ops.lengths import checked_lengths, host_lengths
 from gpu_layers.runtime.backend import backend_for
@@ -43,8 +43,7 @@ def valid_positions(x: Array, lengths: ArrayLike | None, mask: Array, channels_l
     """
     if lengths is None and mask is None:
         return None
-    if is_capturing(x):
-        raise RuntimeError("a padded batch cannot be captured: its valid positions are counted on the host")
+    refuse_capture(x, "a padded batch", "its valid positions are counted on the host")
     if lengths is not None and mask is not None:
         raise ValueError("a padded batch has lengths or a mask, not both")
     spatial = x.shape[1:-1] if channels_last else x.shape[2:]

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from gpu_layers.core.array import Array
-from gpu_layers.core.cuda import array_module, is_capturing, placed, to_host
+from gpu_layers.core.cuda import array_module, placed, refuse_capture, to_host
 from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.moments import Moments, merged
 from gpu_layers.core.running import RunningStatistics
@@ -186,8 +186,8 @@ def checked_sync_forward(
     running: RunningStatistics | None = None,
 ) -> tuple[Array, SyncBatchNormSaved]:
     """:func:`sync_batch_norm_forward` of checked arguments; the statistics are folded into ``running``, if given."""
-    if is_capturing(x):
-        raise RuntimeError("SyncBatchNorm cannot be captured: the processes exchange their statistics through the host")
+    if communicator.size > 1:
+        refuse_capture(x, "SyncBatchNorm of several processes", "they exchange their statistics")
     channels = x.shape[-1 if channels_last else 1]
     own = x.size // max(channels, 1) if valid is None else valid.count
     if communicator.size == 1:

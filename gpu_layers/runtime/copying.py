@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 
 from gpu_layers.core.array import Array
-from gpu_layers.core.cuda import array_module, is_cupy_array
+from gpu_layers.core.cuda import array_module, is_cupy_array, place_of
 
 
 def ready_copy(xp: ModuleType, array: Array) -> Array:
@@ -23,11 +23,8 @@ def ready_copy(xp: ModuleType, array: Array) -> Array:
 
 def own_copy(array: Array) -> Array:
     """The same on the array's device."""
-    xp = array_module(array)
-    if xp is np or array.data.device_id == xp.cuda.device.get_device_id():
-        return ready_copy(xp, array)
-    with array.device:
-        return ready_copy(xp, array)
+    with place_of(array):
+        return ready_copy(array_module(array), array)
 
 
 def natural(array: Array) -> Array:
@@ -41,6 +38,12 @@ def copy_into(xp: ModuleType, target: Array, source: Array) -> None:
         # CuPy's kernels read and write whole elements, which are misaligned here.
         target, source = _bytes_of_elements(xp, target), _bytes_of_elements(xp, source)
     target[...] = source
+
+
+def overwrite(target: Array, source: Array) -> None:
+    """The same, on the target's device."""
+    with place_of(target):
+        copy_into(array_module(target), target, source)
 
 
 def _is_natural(array: Array) -> bool:

@@ -8,6 +8,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.layers.precision import rounded
 from gpu_layers.ops.checks import check_dtype
 from gpu_layers.runtime.backend import backend_for
+from gpu_layers.runtime.copying import natural
 
 
 @placed
@@ -40,6 +41,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, *, samples: int | None =
     """
     backend_for(logits, labels)
     check_dtype(logits, "logits")
+    logits, labels = natural(logits), natural(labels)
     _check_labels(logits, labels, may_be_empty=samples is not None)
     xp = array_module(logits)
     wide = logits.astype(accumulation_dtype(logits.dtype))

@@ -8,17 +8,21 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 
 from gpu_layers.core.array import Array
-from gpu_layers.core.cuda import array_module, place_of
+from gpu_layers.core.cuda import array_module, graph_device, is_cupy_array, place_of, require_gpu, to_host
 from gpu_layers.core.writes import record_write
 from gpu_layers.layers.arrays import memory_of, turned
 from gpu_layers.layers.base import moved
 from gpu_layers.layers.state import load_arrays_into
 from gpu_layers.ops.checks import check_overlap
 from gpu_layers.runtime.backend import array_kind
+from gpu_layers.runtime.copying import natural, overwrite, own_copy
 
 
 class Optimizer:
     """The base of optimizers: parameters, one or more arrays of state for each, and the number of steps.
+
+    A step can be captured (:func:`gpu_layers.capture`): then the numbers of steps are kept on the GPU, where replays
+    count on. Rates are those of the capture.
 
     Parameters
     ----------
@@ -38,7 +42,7 @@ class Optimizer:
     """
 
     _state_names: tuple[str, ...] = ()
-    # Whether the number of updates of each parameter, on the host, is a part of the state too.
+    # Whether the number of updates of each parameter is a part of the state too.
     _counts_updates = False
 
     def __init__(self, parameters: Mapping[str, Array], lr: float, weight_decay: float) -> None:
@@ -52,12 +56,18 @@ class Optimizer:
             check_overlap(value)
         self.lr = _not_negative(lr, "lr")
         self.weight_decay = _not_negative(weight_decay, "weight_decay")
-        self.steps = 0
+        # Numbers of no axes: on the host until a step is captured.
+        self._steps = np.zeros((), np.int64)
         self._state: dict[str, Array] = {}
-        self._updates: dict[str, np.ndarray] = {}
+        self._updates: dict[str, Array] = {}
         self._placed: dict[str, Array] = {}
         self._firsts: dict[str, str] = {}
         self._place_state(self.parameters)
+
+    @property
+    def steps(self) -> int:
+        """How many there were. After a capture this waits for the GPU, which counts the replays."""
+        return int(to_host(self._steps))
 
     @property
     def parameters(self) -> dict[str, Array]:
@@ -97,7 +107,8 @@ class Optimizer:
                 continue
             _check_alike(name, gradient, parameters[name])
             first = firsts[name]
-            gradient = turned(gradient, parameters[name], parameters[first])
+            with place_of(gradient):
+                gradient = natural(turned(gradient, parameters[name], parameters[first]))
             if first not in given:
                 given[first] = gradient
             elif memory_of(given[first]) != memory_of(gradient):
@@ -105,14 +116,26 @@ class Optimizer:
                     given[first] = given[first] + gradient
         if firsts is not self._firsts:
             self._place_state(parameters)
-        self.steps += 1
+        if graph_device.get() is not None:
+            self._count_on_gpu()
+        with place_of(self._steps):
+            self._steps += 1
         for name, gradient in given.items():
             parameter = parameters[name]
             with place_of(parameter):
+                value = natural(parameter)
                 if self.weight_decay:
-                    gradient = gradient + self.weight_decay * parameter
-                parameter -= self._change(name, gradient)
+                    gradient = gradient + self.weight_decay * value
+                value -= self._change(name, gradient)
+                if value is not parameter:
+                    overwrite(parameter, value)
             record_write(parameter)
+
+    def _count_on_gpu(self) -> None:
+        """Move the numbers of steps to the current GPU: a replay does nothing on the host."""
+        cupy = require_gpu()
+        self._steps = cupy.asarray(self._steps)
+        self._updates = {name: cupy.asarray(count) for name, count in self._updates.items()}
 
     def _has_placed(self, parameters: Mapping[str, Array]) -> bool:
         """Whether the state is that of exactly these arrays."""
@@ -133,7 +156,8 @@ class Optimizer:
                 with place_of(parameter):
                     self._state[key] = moved(state, xp) if fits else xp.zeros_like(parameter)
                 if self._counts_updates:
-                    self._updates[f"updates.{name}"] = counts[f"updates.{name}"] if fits else np.zeros((), np.int64)
+                    count = counts[f"updates.{name}"] if fits else np.zeros((), np.int64)
+                    self._updates[f"updates.{name}"] = moved(count, xp) if is_cupy_array(count) else count
 
     def _change(self, name: str, gradient: Array) -> Array:
         """The number to subtract from a parameter; updates its state."""
@@ -141,7 +165,8 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of the numbers of steps and of the state of every parameter. Rates are not in it."""
-        return {name: value.copy() for name, value in self._own().items()}
+        own = self._own()
+        return {name: own_copy(value if name in self._state else to_host(value)) for name, value in own.items()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Load a ``state``; all or nothing.
@@ -165,11 +190,10 @@ class Optimizer:
         except ValueError as error:
             told = str(error).removeprefix(f"Error(s) in loading state_dict for {type(self).__name__}: ")
             raise ValueError(f"state of another optimizer: {told}") from None
-        self.steps = int(own["steps"])
 
     def _own(self) -> dict[str, Array]:
         self._place_state(self.parameters)
-        return {"steps": np.array(self.steps, np.int64), **self._updates, **self._state}
+        return {"steps": self._steps, **self._updates, **self._state}
 
 
 class SGD(Optimizer):
@@ -250,9 +274,9 @@ class Adam(Optimizer):
         # Both averages start at 0: their expectation is short by these factors.
         updates = self._updates[f"updates.{name}"]
         updates += 1
-        mean_bias, square_bias = (1 - beta ** int(updates) for beta in self.betas)
-        root = array_module(square).sqrt(square) / square_bias**0.5
-        return (self.lr / mean_bias) * mean / (root + self.eps)
+        mean_bias, square_bias = (1 - beta ** updates.astype(np.float64) for beta in self.betas)
+        root = array_module(square).sqrt(square) / (square_bias**0.5).astype(square.dtype)
+        return (self.lr / mean_bias).astype(mean.dtype) * mean / (root + self.eps)
 
 
 def _first_names(parameters: Mapping[str, Array]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gpu_layers.core.array import Array
-from gpu_layers.core.cuda import array_module
+from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.distributed import Communicator
 
 
@@ -30,15 +30,16 @@ def added(
         The same bits in all processes; gradients keep their dtypes.
     """
     names = list(gradients)
-    xp = array_module(gradients[names[0]])
-    own = [xp.asarray([loss, float(hits)]), *(gradients[name].reshape(-1).astype(np.float64) for name in names)]
-    told = communicator.gather(xp.concatenate(own))
-    total = told[0]
-    for part in told[1:]:
-        total = total + part
-    ends = np.cumsum([2, *(gradients[name].size for name in names)])
-    sums = {
-        name: total[start:stop].reshape(gradients[name].shape).astype(gradients[name].dtype)
-        for name, start, stop in zip(names, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
-    }
+    first = gradients[names[0]]
+    xp = array_module(first)
+    with place_of(first):
+        own = [xp.asarray([loss, float(hits)]), *(gradients[name].reshape(-1).astype(np.float64) for name in names)]
+        total, *others = communicator.gather(xp.concatenate(own))
+        for part in others:
+            total = total + part
+        ends = np.cumsum([2, *(gradients[name].size for name in names)])
+        sums = {
+            name: total[start:stop].reshape(gradients[name].shape).astype(gradients[name].dtype)
+            for name, start, stop in zip(names, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+        }
     return float(total[0]), int(total[1]), sums

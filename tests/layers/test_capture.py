@@ -10,7 +10,9 @@ import pytest
 import gpu_layers as gl
 from gpu_layers import graphs, random
 from gpu_layers.core.cuda import import_cupy
+from gpu_layers.distributed import Communicator
 from gpu_layers.runtime.backend import emulation, use_executor
+from gpu_layers.training import SGD, Adam, Conv2d, Linear
 from tests.conftest import _why_no_gpu
 from tests.inputs import assert_same_bits, normal
 
@@ -21,6 +23,7 @@ LAYERS = {
     "BatchNorm2d": lambda: [gl.BatchNorm2d(2)],
     "BatchNorm2d, cumulative": lambda: [gl.BatchNorm2d(2, momentum=None)],
     "BatchNorm2d, channels last": lambda: [gl.BatchNorm2d(32, channels_last=True)],
+    "SyncBatchNorm of one process": lambda: [gl.SyncBatchNorm(2)],
     "pooling": lambda: [gl.MaxPool2d(3, 2, 1), gl.AvgPool2d(2)],
     "dropout": lambda: [gl.Dropout(0.4), gl.Dropout2d(0.3), gl.ActivationDropout("gelu", 0.2)],
     "all": lambda: [gl.BatchNorm2d(2, activation="relu"), gl.Dropout(0.4), gl.MaxPool2d(2), gl.LPPool2d(2.0, 2)],
@@ -96,6 +99,51 @@ def test_calls_and_replays_alternate():
         assert generator.get_state() == other.get_state()
 
 
+def training_step(optimizer_of, x):
+    """A network, its optimizer, and a step that changes its parameters."""
+    layers = gl.Sequential(gl.BatchNorm2d(2, activation="relu"), gl.BatchNorm2d(2)).to("cuda")
+    optimizer = optimizer_of(layers.parameters)
+
+    def step():
+        y = layers(x)
+        layers.backward(y * y)
+        optimizer.step(layers.gradients)
+
+    return layers, optimizer, step
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "optimizer_of",
+    [partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.1, weight_decay=1e-2)],
+    ids=["SGD", "Adam"],
+)
+def test_optimizers_count_the_steps_of_replays(optimizer_of):
+    x = import_cupy().asarray(normal(SHAPE, np.float32))
+    captured, own, step = training_step(optimizer_of, x)
+    called, other, call = training_step(optimizer_of, x)
+    graph = gl.capture(step)
+    call(), call()
+    begun = None
+    for move in ("replay", "call", "replay", "replay", "back", "replay"):
+        if move == "back":
+            own.load_state_dict(begun[0]), other.load_state_dict(begun[1])
+            continue
+        if move == "call":
+            begun = own.state_dict(), other.state_dict()
+        (step if move == "call" else graph.replay)()
+        call()
+        assert own.steps == other.steps
+        for key, value in captured.parameters.items():
+            # The corrections are powers, which a GPU may round otherwise, and the parameters differ by that from then.
+            np.testing.assert_allclose(value.get(), called.parameters[key].get(), rtol=1e-6, err_msg=move)
+    told, expected = own.state_dict(), other.state_dict()
+    assert told.keys() == expected.keys()
+    for key in ("steps", *(name for name in told if name.startswith("updates."))):
+        assert isinstance(told[key], np.ndarray)
+        assert told[key] == expected[key] == 4
+
+
 @pytest.mark.gpu
 def test_a_capture_allocates_nothing_from_the_shared_pool_and_waits_for_nothing(monkeypatch):
     cupy = import_cupy()
@@ -135,21 +183,75 @@ def test_a_capture_allocates_nothing_from_the_shared_pool_and_waits_for_nothing(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (lambda: gl.SyncBatchNorm(2), {}, "SyncBatchNorm cannot be captured"),
-        (lambda: gl.BatchNorm2d(2), {"lengths": np.full((64, 2), 5)}, "a padded batch cannot be captured"),
-    ],
-)
-def test_what_waits_for_the_host_is_refused(make, options, message):
+def test_a_strided_input_is_read_anew_by_replays():
     cupy = import_cupy()
-    layer = make().to("cuda")
-    x = cupy.asarray(normal(SHAPE, np.float32))
+    captured, _ = network("all")
+    called, _ = network("all")
+    x = cupy.asarray(normal(SHAPE[::-1], np.float32)).T
+    graph = gl.capture(lambda: forward_and_backward(captured, x), warmup=1)
+    forward_and_backward(called, x)
+    for seed in range(1, 3):
+        x[...] = cupy.asarray(normal(SHAPE, np.float32, seed))
+        for one, two in zip(graph.replay(), forward_and_backward(called, x), strict=True):
+            assert_same_bits(one.get(), two.get())
+
+
+class TwoProcesses(Communicator):
+    """The first of two, which both have the same numbers."""
+
+    rank, size = 0, 2
+
+    def gather(self, values):
+        return import_cupy().stack([values, values])
+
+
+def linear(x):
+    layer = Linear(32, 4)
+    return lambda: layer.to("cuda")(x[0, 0])
+
+
+def step_of(layer, x, **options):
+    layer.to("cuda")
+    return lambda: layer(x, **options)
+
+
+def unpooling(x):
+    y, saved = gl.ops.max_pool_forward(x, (2, 2))
+    indices = gl.ops.max_pool_indices(saved)
+    return lambda: gl.ops.max_unpool_forward(y, indices, SHAPE[2:])[0]
+
+
+LENGTHS = np.full((64, 2), 5)
+REFUSED = {
+    "SyncBatchNorm of several processes cannot be captured": lambda x: step_of(
+        gl.SyncBatchNorm(2, communicator=TwoProcesses()), x
+    ),
+    "a padded batch cannot be captured: its valid": lambda x: step_of(gl.BatchNorm2d(2), x, lengths=LENGTHS),
+    "a padded batch cannot be captured": lambda x: step_of(
+        gl.BatchNorm2d(2), x, mask=import_cupy().ones((64, 32, 32), bool)
+    ),
+    "pooling with lengths= cannot be captured": lambda x: lambda: gl.ops.max_pool_forward(x, (2, 2), lengths=LENGTHS)[0],
+    "MaxUnpool with check=True cannot be captured": unpooling,
+    "Linear cannot be captured": linear,
+    "Conv2d cannot be captured": lambda x: step_of(Conv2d(2, 2, 3, padding=1), x),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_a_graph_cannot_hold_is_refused_before_anything_runs(message):
+    x = import_cupy().asarray(normal(SHAPE, np.float32))
+    step, calls = REFUSED[message](x), []
+
+    def called():
+        calls.append("begun")
+        calls.append(step())
+
     with pytest.raises(RuntimeError, match=message):
-        gl.capture(lambda: layer(x, **options))
+        gl.capture(called)
+    assert calls == ["begun"]
     # The stream, the allocator and the generators are as before.
-    assert layer(x, **options).shape == SHAPE
+    assert step().size
 
 
 @pytest.mark.gpu
