@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from gpu_layers.core.array import Array, ArrayLike
-from gpu_layers.core.cuda import array_module, place_of, refuse_capture, to_host
+from gpu_layers.core.cuda import array_module, place_of, place_of_work, refuse_capture, to_host
+
+# While an operation's record has them: layers of a network are called with the same lengths.
+_in_use: WeakValueDictionary[Hashable, Array] = WeakValueDictionary()
 
 
 def sample_lengths(lengths: ArrayLike | None, x: Array, batched: bool, spatial: tuple[int, ...]) -> Array:
     """:func:`checked_lengths` on the device of x; RuntimeError while a graph is captured there."""
     refuse_capture(x, "pooling with lengths=", "the host checks them")
-    values = checked_lengths(host_lengths(lengths), x, batched, spatial)
+    values, xp = host_lengths(lengths), array_module(x)
     with place_of(x):
-        return array_module(x).array(values, np.int64)
+        key = values.tobytes(), values.dtype, values.shape, batched, x.shape[0], spatial, xp, place_of_work(x)
+        found = _in_use.get(key)
+        if found is None:
+            found = _in_use[key] = xp.array(checked_lengths(values, x, batched, spatial), np.int64)
+    return found
 
 
 def host_lengths(lengths: Any) -> np.ndarray:

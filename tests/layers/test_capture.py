@@ -230,7 +230,9 @@ REFUSED = {
     "a padded batch cannot be captured": lambda x: step_of(
         gl.BatchNorm2d(2), x, mask=import_cupy().ones((64, 32, 32), bool)
     ),
-    "pooling with lengths= cannot be captured": lambda x: lambda: gl.ops.max_pool_forward(x, (2, 2), lengths=LENGTHS)[0],
+    "pooling with lengths= cannot be captured": lambda x: (
+        lambda: gl.ops.max_pool_forward(x, (2, 2), lengths=LENGTHS)[0]
+    ),
     "MaxUnpool with check=True cannot be captured": unpooling,
     "Linear cannot be captured": linear,
     "Conv2d cannot be captured": lambda x: step_of(Conv2d(2, 2, 3, padding=1), x),

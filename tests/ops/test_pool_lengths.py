@@ -111,3 +111,21 @@ def test_bad_lengths(lengths, error, message):
     for forward in (gl.ops.max_pool_forward, gl.ops.avg_pool_forward):
         with pytest.raises(error, match=message):
             forward(np.ones((2, 3, 8)), (2,), lengths=lengths)
+
+
+def test_lengths_are_kept_while_somebody_has_them():
+    x = normal((2, 1, 9), np.float32)
+    given = np.array([3, 7])
+    _, first = gl.ops.max_pool_forward(x, (2,), lengths=given)
+    _, second = gl.ops.avg_pool_forward(x, (3,), lengths=[3, 7])
+    assert first.lengths is second.lengths
+    # By value: another list is another one, and so is the same for another input.
+    given[1] = 6
+    y, third = gl.ops.max_pool_forward(x, (2,), lengths=given)
+    assert third.lengths.tolist() == [[3], [6]]
+    assert first.lengths.tolist() == [[3], [7]]
+    assert_same_bits(y, gl.ops.max_pool_forward(x, (2,), lengths=[3, 6])[0])
+    with pytest.raises(ValueError, match=r"in 0 \.\. the input's size"):
+        gl.ops.max_pool_forward(x[:, :, :5], (2,), lengths=[3, 7])
+    with pytest.raises(ValueError, match="must have the shape"):
+        gl.ops.max_pool_forward(x[:1], (2,), lengths=[3, 7])
