@@ -1,12 +1,14 @@
 """What must hold in the machine code for the kernels to reach the memory's speed: counted, with no GPU."""
 
 import re
+from itertools import chain
 
 import pytest
 
 import gpu_layers.kernels  # noqa: F401 - declares the kernels
 from gpu_layers.runtime.kernel import all_kernels
 from gpu_layers.runtime.nvrtc import Architecture, compile_source, nvrtc
+from gpu_layers.runtime.sources import source_folder
 from profiling.compiled_code import most_registers, read_cubin
 from tests.compiled_names import GATED as ARCHITECTURES
 from tests.compiled_names import WHOLE, compiled, each_architecture, names_of
@@ -127,6 +129,107 @@ def without_arrivals(problems):
     counting = [problem for problem in problems if problem in arrivals]
     assert 1 <= len(counting) <= 6
     return [problem for problem in problems if problem not in counting]
+
+
+# What comes between a fence and an arrival was not written before it, and what is read between an arrival and the
+# end of what the caches held may be old.
+WRITES = ("ST", "STG", *ATOMICS, "BAR")
+READS = ("LD", "LDG", "LDGSTS", *ATOMICS, "BAR", "NANOSLEEP")
+
+
+def _comes_before(instructions, begins, others):
+    """Of instructions one that ``begins`` like this, before any of these mnemonics."""
+    for one in instructions:
+        if one.opcode.startswith(begins):
+            return one
+        if one.mnemonic in others:
+            return None
+    return None
+
+
+def barrier_problems(kernel, waits):
+    """What is not ordered where blocks count each other, and, where one ``waits`` for others, wait.
+
+    A release is a fence of the whole GPU, after all that the thread has written, and then the addition. An acquire is
+    a read of what all of the GPU sees, and then the end of what the first-level cache held, before anything else is
+    read.
+    """
+    problems, code = [], kernel.instructions
+    adds = [index for index, one in enumerate(code) if one.mnemonic in ATOMICS]
+    # An arrival whose count nobody reads, and the reads of who waits: the first, and those of a loop.
+    arrives = [index for index in adds if code[index].mnemonic in ("RED", "REDG")]
+    polls = [index for index, one in enumerate(code) if one.mnemonic in ("LD", "LDG") and ".STRONG." in one.opcode]
+    if not adds or waits != bool(arrives) or len(polls) < 2 * len(arrives):
+        problems.append(f"{len(arrives)} arrivals, {len(polls)} reads of who waits, {len(adds)} additions of all")
+    narrow = [code[index] for index in (*adds, *polls) if not code[index].opcode.endswith(".STRONG.GPU")]
+    problems += [f"{one.opcode} at {one.address:#x} is not for all of the GPU" for one in narrow]
+    for index in arrives:
+        following = _comes_before(code[index + 1 :], ("LD.", "LDG."), (*ATOMICS, "BAR"))
+        if following is None or ".STRONG." not in following.opcode:
+            problems.append(f"{code[index].opcode} at {code[index].address:#x}: nobody reads the count")
+    for index in adds:
+        one = code[index]
+        fence = _comes_before(reversed(code[:index]), "MEMBAR.", WRITES)
+        wide = fence is not None and fence.opcode in ("MEMBAR.ALL.GPU", "MEMBAR.SC.GPU")
+        if not wide or fence.predicate not in ("", one.predicate):
+            problems.append(f"{one.opcode} at {one.address:#x} is no release")
+    for index in chain(polls, (index for index in adds if index not in arrives)):
+        one = code[index]
+        # Who waits looks at nothing else, and does not go on, before.
+        others = (*READS, "BRA") if index in polls else READS
+        dropped = _comes_before(code[index + 1 :], "CCTL.IVALL", others)
+        if dropped is None or dropped.predicate not in ("", one.predicate):
+            problems.append(f"{one.opcode} at {one.address:#x} is no acquire")
+    return problems
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("source", sorted({one.source for one in all_kernels() if COUNTS_BLOCKS.search(one.name)}))
+def test_blocks_that_count_each_other_release_and_acquire(source, capability):
+    """As ``group_barrier.cuh`` says by PTX; the emulator has fences in its place."""
+    kernels = {name: kernel for name, kernel in code_of(source, capability).items() if COUNTS_BLOCKS.search(name)}
+    problems = {name: barrier_problems(kernel, "_persistent<" in name) for name, kernel in kernels.items()}
+    assert kernels
+    assert not {name: found for name, found in problems.items() if found}
+
+
+# What a barrier would be without one of its orders: a word of the header, and another in its place.
+WEAKER = {
+    "relaxed_arrival": ("red.release.gpu", "red.relaxed.gpu"),
+    "arrival_of_a_block": ("red.release.gpu", "red.release.cta"),
+    "relaxed_read": ("ld.acquire.gpu", "ld.relaxed.gpu"),
+    "volatile_read": ("ld.acquire.gpu", "ld.volatile"),
+    "read_of_a_block": ("ld.acquire.gpu", "ld.acquire.cta"),
+    "relaxed_count": ("atom.acq_rel.gpu", "atom.relaxed.gpu"),
+    "count_that_only_acquires": ("atom.acq_rel.gpu", "atom.acquire.gpu"),
+    "count_that_only_releases": ("atom.acq_rel.gpu", "atom.release.gpu"),
+    "count_of_a_block": ("atom.acq_rel.gpu", "atom.acq_rel.cta"),
+}
+MEETING = """
+__global__ void meeting(float* parts, unsigned int* counts, float* y) {
+    parts[blockIdx.x * blockDim.x + threadIdx.x] = y[threadIdx.x];
+    group_barrier(counts, gridDim.x);
+    y[threadIdx.x] = parts[threadIdx.x];
+    if (arrives_last(counts + 1, gridDim.x)) y[threadIdx.x] += parts[blockDim.x + threadIdx.x];
+}
+"""
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+def test_the_gate_of_barriers_finds_each_order_that_is_lost(capability, tmp_path):
+    header = (source_folder() / "group_barrier.cuh").read_text().replace("#pragma once", "")
+    texts = {"as_it_is": header} | {name: header.replace(*change) for name, change in WEAKER.items()}
+    assert len(set(texts.values())) == 1 + len(WEAKER)
+    code = "".join(f"namespace {name} {{\n{text}{MEETING}}}\n" for name, text in texts.items())
+    (tmp_path / "meetings.cu").write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpu_layers.runtime.nvrtc.source_folder", lambda: tmp_path)
+        names = [f"{name}::meeting" for name in texts]
+        cubin, symbols = compile_source("meetings.cu", names, Architecture(capability))
+    (tmp_path / "meetings.cubin").write_bytes(cubin)
+    kernels = read_cubin(tmp_path / "meetings.cubin")
+    problems = {name: barrier_problems(kernels[symbols[f"{name}::meeting"]], waits=True) for name in texts}
+    assert [name for name, found in problems.items() if not found] == ["as_it_is"]
 
 
 @pytest.mark.parametrize("capability", ARCHITECTURES)
