@@ -276,6 +276,20 @@ def _operation(forward, backward=None):
     return prepare
 
 
+def _pooled_to_lengths(is_known):
+    def prepare(cupy):
+        x, calls = cupy.empty(IMAGES, FLOAT32), count()
+
+        def forward():
+            rows = 48 if is_known else 2 + next(calls)
+            return ops.max_pool_forward(x, (2, 2), lengths=[[rows, 40]] * len(x))
+
+        y, saved = forward()
+        return forward, lambda: ops.max_pool_backward(cupy.empty(y.shape, y.dtype), saved)
+
+    return prepare
+
+
 def _double_backward(shape):
     def prepare(cupy):
         x, of_channels = cupy.empty(shape, FLOAT32), cupy.empty(shape[1], FLOAT32)
@@ -325,6 +339,8 @@ ROWS = {
     "known lengths": (_padded(6, True), "memset, 1", "memset, 1", {}),
     "other lengths": (_padded(6, False), "memset, 2", "memset, 1", {}),
     "other lengths, of many samples": (_padded(300, False), "copy, 1, memset, 1", "memset, 1", {}),
+    "pooling by known lengths": (_pooled_to_lengths(True), "1", "1", {}),
+    "pooling by other lengths": (_pooled_to_lengths(False), "copy, 1", "1", {}),
     "second derivatives": (_double_backward(IMAGES), "3", None, {}),
     "second derivatives, of few values": (_double_backward(FEW), "2", None, {}),
     "dropout by samples": (_operation(_by_samples, ops.dropout_backward), "1", "1", {}),
