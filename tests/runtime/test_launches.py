@@ -4,6 +4,7 @@ Each entry is what reaches the device, in order: launches of ours in a row as th
 copy, work of the array library, and what is read back. Who adds one says here what it is for.
 """
 
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -276,6 +277,16 @@ def _operation(forward, backward=None):
     return prepare
 
 
+def _pooled_norm(kernel_size, **options):
+    def prepare(cupy):
+        x, of_channels = cupy.empty(IMAGES, FLOAT32), cupy.empty(8, FLOAT32)
+        forward = partial(ops.batch_norm_max_pool_forward, x, of_channels, of_channels, kernel_size, **options)
+        y, saved = forward()
+        return forward, lambda: ops.batch_norm_max_pool_backward(cupy.empty(y.shape, y.dtype), saved)
+
+    return prepare
+
+
 def _pooled_to_lengths(is_known):
     def prepare(cupy):
         x, calls = cupy.empty(IMAGES, FLOAT32), count()
@@ -339,6 +350,10 @@ ROWS = {
     "known lengths": (_padded(6, True), "memset, 1", "memset, 1", {}),
     "other lengths": (_padded(6, False), "memset, 2", "memset, 1", {}),
     "other lengths, of many samples": (_padded(300, False), "copy, 1, memset, 1", "memset, 1", {}),
+    "max pooling of batch norm, two reads": (_pooled_norm((2, 2)), "3", "3", TWO_READS),
+    # Windows that have no kernel of their own: batch norm's statistics, what normalises and pools; max pooling's
+    # backward and batch norm's.
+    "max pooling of batch norm, other windows": (_pooled_norm((4, 5), stride=(3, 2)), "4", "memset, 2", {}),
     "pooling by known lengths": (_pooled_to_lengths(True), "1", "1", {}),
     "pooling by other lengths": (_pooled_to_lengths(False), "copy, 1", "1", {}),
     "second derivatives": (_double_backward(IMAGES), "3", None, {}),
