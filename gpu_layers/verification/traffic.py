@@ -132,9 +132,8 @@ def traffic_table(rows: list[TrafficRow]) -> str:
         )
     lines += [
         "",
-        "floor, moved: bytes, the fewest possible and those of the distinct 32-byte sectors of each launch; arrays:",
-        "bytes of the array library's operations, by the sizes of their arrays, not counted; ratio: moved and arrays",
-        "over the floor; asked: sectors that warps asked for, over the floor; caches absorb what is above 1;",
+        "floor, moved: bytes, the fewest possible and those of the distinct 32-byte sectors of each launch; ratio:",
+        "moved over the floor; asked: sectors that warps asked for, over the floor; caches absorb what is above 1;",
         "by 16: part of the bytes asked for in 16-byte accesses; bank: conflicts in shared memory; keeps, torch:",
         "bytes that a pooling keeps for its backward, and those that PyTorch's keeps alive, of its input too.",
         "Counted, not timed.",
