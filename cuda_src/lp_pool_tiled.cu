@@ -84,6 +84,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
     using Row = PoolRow<T, Tile::kBody, kWidth>;
     const Plane input(window.input, window.groups), output(window.output, window.groups);
     const Vector<T, kWidth> nothing = filled<T, kWidth>(from_accumulate<T>(0));
+    constexpr int kTogether = ChannelsLast ? 1 : 2;  // rows that are waited for at once
     for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
         const AxisTaps<int> depth(window, 0, tile.at[0], input.depth);
         const T* image = x + input.before(tile);
@@ -91,26 +92,33 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
         const int column = tile.at[2] * kColumns;
         const int begin = tile.at[1] * strip, end = min(begin + strip, output.height);
 #pragma unroll 1
-        for (int row = begin; row < end; ++row) {
-            Row rows[Kernel];
+        for (int first = begin; first < end; first += kTogether) {
+            Row rows[kTogether][Kernel];
 #pragma unroll
-            for (int j = 0; j < Kernel; ++j) {
-                const int h = row * Kernel + j;
-                rows[j].template load<Whole, 0, Tile::kBody>(image + input.row(depth.origin, h),
-                                                             column * Kernel, input.width, input.groups,
-                                                             h < input.height, nothing);
-            }
-            Vector<T, Tile::kLanes> result;
+            for (int r = 0; r < kTogether; ++r) {
 #pragma unroll
-            for (int c = 0; c < kColumns; ++c) {
-#pragma unroll
-                for (int k = 0; k < kWidth; ++k) {
-                    const WindowNorm<Norm, T, Kernel> found(rows, c * Kernel, k);
-                    result[c * kWidth + k] = from_accumulate<T>(found.value());
+                for (int j = 0; j < Kernel; ++j) {
+                    const int h = (first + r) * Kernel + j;
+                    rows[r][j].template load<Whole, 0, Tile::kBody>(
+                        image + input.row(depth.origin, h), column * Kernel, input.width, input.groups,
+                        first + r < end && h < input.height, nothing);
                 }
             }
-            store_tile<Whole, kWidth>(result, target + output.row(tile.at[0], row), column, output.width,
-                                      output.groups);
+#pragma unroll
+            for (int r = 0; r < kTogether; ++r) {
+                if (first + r >= end) break;
+                Vector<T, Tile::kLanes> result;
+#pragma unroll
+                for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+                    for (int k = 0; k < kWidth; ++k) {
+                        const WindowNorm<Norm, T, Kernel> found(rows[r], c * Kernel, k);
+                        result[c * kWidth + k] = from_accumulate<T>(found.value());
+                    }
+                }
+                store_tile<Whole, kWidth>(result, target + output.row(tile.at[0], first + r), column,
+                                          output.width, output.groups);
+            }
         }
     });
 }
