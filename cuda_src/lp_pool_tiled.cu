@@ -94,6 +94,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
 #pragma unroll 1
         for (int first = begin; first < end; first += kTogether) {
             Row rows[kTogether][Kernel];
+            const auto exists = [&](int r) { return r == 0 || first + r < end; };
 #pragma unroll
             for (int r = 0; r < kTogether; ++r) {
 #pragma unroll
@@ -101,12 +102,12 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
                     const int h = (first + r) * Kernel + j;
                     rows[r][j].template load<Whole, 0, Tile::kBody>(
                         image + input.row(depth.origin, h), column * Kernel, input.width, input.groups,
-                        first + r < end && h < input.height, nothing);
+                        exists(r) && h < input.height, nothing);
                 }
             }
 #pragma unroll
             for (int r = 0; r < kTogether; ++r) {
-                if (first + r >= end) break;
+                if (!exists(r)) break;
                 Vector<T, Tile::kLanes> result;
 #pragma unroll
                 for (int c = 0; c < kColumns; ++c) {
