@@ -14,11 +14,14 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
     using Tile = PoolTile<T, Kernel, Stride, Pad, ChannelsLast>;
     constexpr int kWidth = Tile::kWidth, kColumns = Tile::kColumns;
     using Plane = PoolPlane<kWidth, ChannelsLast>;
+    using Row = PoolRow<T, Tile::kReach, kWidth>;
     using Sums = RowSums<A, kColumns, kWidth>;
     const Plane input(window.input, window.groups), output(window.output, window.groups);
     const Vector<T, kWidth> nothing = filled<T, kWidth>(from_accumulate<T>(0));
-    // More would take too many registers.
-    constexpr int kRowsAtOnce = Kernel > 2 && (ChannelsLast || !Whole) ? 1 : Kernel;
+    // Rows of a window, and windows one below the other, that are waited for at once. More would take too
+    // many registers.
+    constexpr int kAtOnce = Kernel > 2 && (ChannelsLast || !Whole) ? 1 : Kernel;
+    constexpr int kOutputs = Kernel == Stride && !ChannelsLast && Whole ? 2 : 1;
     for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
         const T* image = x + input.before(tile);
         const long long before = output.before(tile);
@@ -29,11 +32,14 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
 #pragma unroll
         for (int c = 0; c < kColumns; ++c)
             across[c] = divisor.template of_column<Kernel>(window, left + c * Stride);
-        // Of the taps in row h of the input, at depth d.
-        const auto row_sums = [&](int d, int h) {
-            PoolRow<T, Tile::kReach, kWidth> values;
+        // Row h of the input, at depth d, and the sums of its taps.
+        const auto read = [&](int d, int h) {
+            Row values;
             values.template load<Whole, Pad, Tile::kBody>(image + input.row(d, h), left, input.width,
                                                           input.groups, h >= 0 && h < input.height, nothing);
+            return values;
+        };
+        const auto sums_of = [&](const Row& values) {
             Sums sums;
 #pragma unroll
             for (int c = 0; c < kColumns; ++c) {
@@ -62,7 +68,7 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
         };
         if constexpr (!Deep) {
             walk_down<Tile, Sums>(
-                begin, end, [&](int h) { return row_sums(depth.origin, h); },
+                begin, end, [&](int h) { return sums_of(read(depth.origin, h)); },
                 [&](int row, const Sums(&rows)[Kernel]) {
                     Sums sums = {};
 #pragma unroll
@@ -71,33 +77,35 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
                 });
         } else {
 #pragma unroll 1
-            for (int row = begin; row < end; ++row) {
-                Sums sums = {};
+            for (int first = begin; first < end; first += kOutputs) {
+                Sums sums[kOutputs] = {};
 #pragma unroll 1
                 for (int kd = depth.begin; kd < depth.end; ++kd) {
                     const int d = depth.origin + kd * window.dilation[0];
-#pragma unroll kRowsAtOnce
-                    for (int kh = 0; kh < Kernel; ++kh) sums.add(row_sums(d, row * Stride - Pad + kh));
+#pragma unroll 1
+                    for (int begun = 0; begun < Kernel; begun += kAtOnce) {
+                        Row rows[kOutputs][kAtOnce];
+#pragma unroll
+                        for (int i = 0; i < kOutputs * kAtOnce; ++i)
+                            rows[i / kAtOnce][i % kAtOnce] = read(
+                                d, min(first + i / kAtOnce, end - 1) * Stride - Pad + begun + i % kAtOnce);
+#pragma unroll
+                        for (int i = 0; i < kOutputs * kAtOnce; ++i)
+                            sums[i / kAtOnce].add(sums_of(rows[i / kAtOnce][i % kAtOnce]));
+                    }
                 }
-                write(row, sums);
+#pragma unroll
+                for (int u = 0; u < kOutputs; ++u) {
+                    if (u == 0 || first + u < end) write(first + u, sums[u]);
+                }
             }
         }
     });
 }
 
-// Blocks that must fit on a multiprocessor at once: windows side by side carry nothing from row to row.
-// (sm_75 holds 1024 threads.)
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
-constexpr int kMostForwardBlocks = 4;
-#else
-constexpr int kMostForwardBlocks = 5;
-#endif
-template <int Kernel, bool ChannelsLast>
-constexpr int kForwardBlocks = Kernel == 2 && !ChannelsLast ? kMostForwardBlocks : 4;
-
 // Launch: as forward_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__global__ void __launch_bounds__(kPoolThreads, (kForwardBlocks<Kernel, ChannelsLast>))
+__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
     avg_pool_forward_tiled(const T* x, T* y, int strip, PoolWindow window,
                            PoolDivisor<accumulate_t<T>> divisor) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {
@@ -198,6 +206,7 @@ __device__ __forceinline__ void scatter_strips(const T* dy, T* dx, int strip, co
     using A = accumulate_t<T>;
     using Tile = PoolTile<T, Kernel, Kernel, 0, ChannelsLast>;
     constexpr int kWidth = Tile::kWidth, kColumns = Tile::kColumns, kBody = Tile::kBody;
+    constexpr int kTogether = ChannelsLast ? 1 : 2;  // rows of windows that are waited for at once
     using Plane = PoolPlane<kWidth, ChannelsLast>;
     const Plane input(window.input, window.groups), output(window.output, window.groups);
     const Vector<T, kWidth> nothing = filled<T, kWidth>(from_accumulate<T>(0));
@@ -214,39 +223,61 @@ __device__ __forceinline__ void scatter_strips(const T* dy, T* dx, int strip, co
             across[c] = divisor.template of_column<Kernel>(window, (column + c) * Kernel);
         const int end = min((tile.at[1] + 1) * strip, (input.height + Kernel - 1) / Kernel);
 #pragma unroll 1
-        for (int block = tile.at[1] * strip; block < end; ++block) {
-            PoolRow<T, kColumns, kWidth> shares;
-            const bool inside = deep && block < output.height;
-            shares.template load<Whole, 0, kColumns>(dy + before + output.row(d, block), column, output.width,
-                                                     output.groups, inside, nothing);
-            const int taps =
-                divisor.template of_plane<Kernel>(window, inside ? d : 0, inside ? block * Kernel : 0);
+        for (int first = tile.at[1] * strip; first < end; first += kTogether) {
+            PoolRow<T, kColumns, kWidth> shares[kTogether];
+            const auto exists = [&](int u) { return u == 0 || first + u < end; };
+            const auto is_window = [&](int u) { return deep && exists(u) && first + u < output.height; };
 #pragma unroll
-            for (int c = 0; c < kColumns; ++c) {
-                const A factor = divisor.of_few(taps, across[c]);
+            for (int u = 0; u < kTogether; ++u)
+                shares[u].template load<Whole, 0, kColumns>(dy + before + output.row(d, first + u), column,
+                                                            output.width, output.groups, is_window(u),
+                                                            nothing);
 #pragma unroll
-                for (int k = 0; k < kWidth; ++k)
-                    shares.at[c][k] = from_accumulate<T>(fma(to_accumulate(shares.at[c][k]), factor, A(0)));
-            }
-            PoolRow<T, kBody, kWidth> result;
+            for (int u = 0; u < kTogether; ++u) {
+                if (!exists(u)) break;
+                const int block = first + u;
+                const bool inside = is_window(u);
+                const int taps =
+                    divisor.template of_plane<Kernel>(window, inside ? d : 0, inside ? block * Kernel : 0);
 #pragma unroll
-            for (int c = 0; c < kBody; ++c) result.at[c] = shares.at[c / Kernel];
+                for (int c = 0; c < kColumns; ++c) {
+                    const A factor = divisor.of_few(taps, across[c]);
 #pragma unroll
-            for (int r = 0; r < Kernel; ++r) {
-                const int row = block * Kernel + r;
-                if (row >= input.height) break;
-                result.template store<Whole>(image + input.row(tile.at[0], row), tile.at[2] * kBody,
-                                             input.width, input.groups);
+                    for (int k = 0; k < kWidth; ++k)
+                        shares[u].at[c][k] =
+                            from_accumulate<T>(fma(to_accumulate(shares[u].at[c][k]), factor, A(0)));
+                }
+                PoolRow<T, kBody, kWidth> result;
+#pragma unroll
+                for (int c = 0; c < kBody; ++c) result.at[c] = shares[u].at[c / Kernel];
+#pragma unroll
+                for (int r = 0; r < Kernel; ++r) {
+                    const int row = block * Kernel + r;
+                    if (row >= input.height) break;
+                    result.template store<Whole>(image + input.row(tile.at[0], row), tile.at[2] * kBody,
+                                                 input.width, input.groups);
+                }
             }
         }
     });
 }
 
+// Blocks that must fit on a multiprocessor at once: windows side by side leave nothing from row to row.
+// (sm_75 holds 1024 threads.)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+constexpr int kSideBySideBlocks = 4;
+#else
+constexpr int kSideBySideBlocks = 5;
+#endif
+template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
+constexpr int kBackwardBlocks =
+    Kernel == Stride && !ChannelsLast ? kSideBySideBlocks
+                                      : PoolTile<T, Kernel, Stride, Pad, ChannelsLast>::kGatherBlocks;
+
 // Either of the two, whichever the windows are for.
 // Launch: as gather_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__global__ void __launch_bounds__(kPoolThreads,
-                                  (PoolTile<T, Kernel, Stride, Pad, ChannelsLast>::kGatherBlocks))
+__global__ void __launch_bounds__(kPoolThreads, (kBackwardBlocks<T, Kernel, Stride, Pad, ChannelsLast>))
     avg_pool_backward_tiled(const T* dy, T* dx, int strip, PoolWindow window,
                             PoolDivisor<accumulate_t<T>> divisor) {
     by_whole_tiles<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(window, [&](auto whole) {

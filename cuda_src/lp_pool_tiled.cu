@@ -84,43 +84,35 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
     using Row = PoolRow<T, Tile::kBody, kWidth>;
     const Plane input(window.input, window.groups), output(window.output, window.groups);
     const Vector<T, kWidth> nothing = filled<T, kWidth>(from_accumulate<T>(0));
-    constexpr int kTogether = ChannelsLast ? 1 : 2;  // rows that are waited for at once
+    constexpr int kAtOnce = ChannelsLast ? Kernel : 2 * Kernel;  // rows that are waited for
     for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
         const AxisTaps<int> depth(window, 0, tile.at[0], input.depth);
         const T* image = x + input.before(tile);
         T* target = y + output.before(tile);
         const int column = tile.at[2] * kColumns;
         const int begin = tile.at[1] * strip, end = min(begin + strip, output.height);
-#pragma unroll 1
-        for (int first = begin; first < end; first += kTogether) {
-            Row rows[kTogether][Kernel];
-            const auto exists = [&](int r) { return r == 0 || first + r < end; };
-#pragma unroll
-            for (int r = 0; r < kTogether; ++r) {
-#pragma unroll
-                for (int j = 0; j < Kernel; ++j) {
-                    const int h = (first + r) * Kernel + j;
-                    rows[r][j].template load<Whole, 0, Tile::kBody>(
-                        image + input.row(depth.origin, h), column * Kernel, input.width, input.groups,
-                        exists(r) && h < input.height, nothing);
-                }
-            }
-#pragma unroll
-            for (int r = 0; r < kTogether; ++r) {
-                if (!exists(r)) break;
+        walk_down_together<Tile, Row, kAtOnce>(
+            begin, end,
+            [&](int h) {
+                Row row;
+                row.template load<Whole, 0, Tile::kBody>(image + input.row(depth.origin, h), column * Kernel,
+                                                         input.width, input.groups, true, nothing);
+                return row;
+            },
+            [](const Row& row, int) { return row; },
+            [&](int row, const Row(&rows)[Kernel]) {
                 Vector<T, Tile::kLanes> result;
 #pragma unroll
                 for (int c = 0; c < kColumns; ++c) {
 #pragma unroll
                     for (int k = 0; k < kWidth; ++k) {
-                        const WindowNorm<Norm, T, Kernel> found(rows[r], c * Kernel, k);
+                        const WindowNorm<Norm, T, Kernel> found(rows, c * Kernel, k);
                         result[c * kWidth + k] = from_accumulate<T>(found.value());
                     }
                 }
-                store_tile<Whole, kWidth>(result, target + output.row(tile.at[0], first + r), column,
-                                          output.width, output.groups);
-            }
-        }
+                store_tile<Whole, kWidth>(result, target + output.row(tile.at[0], row), column, output.width,
+                                          output.groups);
+            });
     });
 }
 
