@@ -93,10 +93,12 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, int strip, cons
         const int begin = tile.at[1] * strip, end = min(begin + strip, output.height);
         walk_down_together<Tile, Row, kAtOnce>(
             begin, end,
+            // One axis has a single row.
             [&](int h) {
                 Row row;
                 row.template load<Whole, 0, Tile::kBody>(image + input.row(depth.origin, h), column * Kernel,
-                                                         input.width, input.groups, true, nothing);
+                                                         input.width, input.groups, h < input.height,
+                                                         nothing);
                 return row;
             },
             [](const Row& row, int) { return row; },
