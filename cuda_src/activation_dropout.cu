@@ -1,7 +1,7 @@
 // Activation and dropout in one pass, in either order, forward and backward. The mask is regenerated.
 //
 // In every kernel:
-//   x, y, dy, dx   [n] T, 16-byte aligned; dx may be dy, y is not x
+//   x, y, dy, dx   [n] T, 16-byte aligned; y may be x, dx may be dy
 //   activation     its number, see with_activation
 //   first          1: dropout before the activation, phi(D(x)); 0: after it, D(phi(x))
 //   rule           what drops, and the scale of what is kept; its shift and what dropped elements become are
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kElementwiseThreads, 3)
             if (gradient_bits != nullptr) store_octet_bits(gradient_bits, passing, part);
         });
     });
-    // What is left, less than an octet, a thread each; the first one writes the byte of bits.
+    // What is left, less than an octet, a thread each; the first one writes the byte of all their bits.
     const long long rest = whole + threadIdx.x;
     if (blockIdx.x != 0 || rest >= n) return;
     const unsigned int kept =
@@ -69,11 +69,10 @@ __global__ void __launch_bounds__(kElementwiseThreads, 3)
         result, activation, first != 0, rule.scale, [&](int, int) { return (kept >> threadIdx.x & 1u) != 0; },
         passing, 0);
     y[rest] = from_accumulate<T>(result[0][0]);
-    if (gradient_bits == nullptr || threadIdx.x != 0) return;
-#pragma unroll 1
-    for (int i = 0; whole + i < n; ++i)
-        if (!(to_accumulate(x[whole + i]) <= A(0))) passing[0] |= 1u << i;
-    gradient_bits[whole / kOctet] = static_cast<unsigned char>(passing[0] & kept);
+    if (gradient_bits == nullptr) return;
+    const unsigned int lanes = (1u << static_cast<int>(n - whole)) - 1u;
+    const unsigned int bits = __ballot_sync(lanes, passing[0] != 0);
+    if (threadIdx.x == 0) gradient_bits[whole / kOctet] = static_cast<unsigned char>(bits);
 }
 
 // dx = scale * phi'(x) * dy, or scale * phi'(scale * x) * dy, where the element is kept, and +0 elsewhere.

@@ -7,7 +7,7 @@
 //
 // In every kernel:
 //   x, y, dy, dx, residual, dresidual   planes: [batch, channels, plane] T, rows: [rows, channels] T;
-//                                       16-byte aligned. residual and dresidual may be null
+//                                       16-byte aligned. residual and dresidual may be null; dx may be dy
 //   mean, inv_std, gamma, beta, ...     [channels]; mean, gamma, beta may be null: 0, 1, 0
 //   activation                          its number, see with_fused_activation
 //   Layout                              NchwLayout, or NhwcLayout<Width>, whose Width divides channels
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kChannelThreads, kMergingBlocks)
     result.fold_by_last(arrived, gridDim.x);
 }
 
-// y = phi(gamma * (x - mean) * inv_std + beta + residual).
+// y = phi(gamma * (x - mean) * inv_std + beta + residual). y may be x.
 //   deviation    inv_std, or the variance if there are statistics to write
 //   statistics   [5, channels], see StatisticsRow: from given running statistics, which may change later;
 //                or null

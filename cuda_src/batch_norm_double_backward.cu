@@ -282,6 +282,7 @@ struct DoubleGradients {
 };
 
 // The gradients of dy and x.
+//   ddy             may be dy, ddx or ddresidual
 //   ddresidual      the gradient of that of the residual, or null
 //   coefficients    [6, channels], see DoubleCoefficients
 // Launch: as batch_norm.cu.

@@ -52,6 +52,7 @@ LEFT_OUT = (
     "tests/layers/test_repeated_calls.py",
     "tests/ops/test_batch_norm_max_pool.py",
     "tests/ops/test_batch_norm_max_pool_backward.py",
+    "tests/ops/test_in_place.py",
     "tests/ops/test_large_windows.py",
     "tests/ops/test_lp_pool.py",
     "tests/ops/test_pool_safety.py",

@@ -27,11 +27,17 @@ _RELU_BACKWARD = KernelTemplate(_SOURCE, "relu_dropout_backward", _TYPES)
 
 
 def activation_dropout_forward(
-    x: Array, activation: str, mask: DropoutMask, scale: float, dropout_first: bool, channels_last: bool = False
+    x: Array,
+    activation: str,
+    mask: DropoutMask,
+    scale: float,
+    dropout_first: bool,
+    channels_last: bool = False,
+    out: Array | None = None,
 ) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.activation_dropout_forward``, as a kernel."""
     arguments = (channels_last, activation, mask.drop_below, scale, dropout_first)
-    return _forward((x, mask.rng_state), arguments, call_numbers(mask))
+    return _forward((x, mask.rng_state, out), arguments, call_numbers(mask))
 
 
 def activation_dropout_backward(
@@ -42,15 +48,16 @@ def activation_dropout_backward(
     scale: float,
     dropout_first: bool,
     channels_last: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """``gpu_layers.reference.activation_dropout_backward``, as a kernel."""
     arguments = (channels_last, activation, mask.drop_below, scale, dropout_first)
-    return _backward((dy, x, mask.rng_state), arguments, call_numbers(mask))
+    return _backward((dy, x, mask.rng_state, out), arguments, call_numbers(mask))
 
 
-def relu_dropout_backward(dy: Array, gradient_bits: Array, scale: float) -> Array:
+def relu_dropout_backward(dy: Array, gradient_bits: Array, scale: float, out: Array | None = None) -> Array:
     """``gpu_layers.reference.relu_dropout_backward``, as a kernel."""
-    return _relu_backward((dy, gradient_bits), (scale,))
+    return _relu_backward((dy, gradient_bits, out), (scale,))
 
 
 def _call(
@@ -65,26 +72,26 @@ def _call(
 def _forward(
     operands: Operands, numbers: Numbers, channels_last: bool, activation: str, *of_dropout: Any
 ) -> tuple[Array, Array]:
-    x, rng_state = operands
+    x, rng_state, out = operands
     x = ready(x)
     call = _call(x, rng_state, numbers, activation, *of_dropout)
     if channels_last:
-        return filled(None, x, lambda y: _launch_last(_FORWARD_LAST, (x, y), call)), None
+        return filled(out, x, lambda y: _launch_last(_FORWARD_LAST, (x, y), call)), None
     bits = empty_bits(x) if activation == "relu" else None
     kernel = _FORWARD(T=element_type(x))
     blocks = octet_blocks(x, 2 if x.dtype.itemsize < 8 else 1)
-    return filled(None, x, lambda y: launch(kernel, blocks, THREADS, (x, y, bits, x.size, *call))), bits
+    return filled(out, x, lambda y: launch(kernel, blocks, THREADS, (x, y, bits, x.size, *call))), bits
 
 
 @Launcher
 def _backward(operands: Operands, numbers: Numbers, channels_last: bool, *of_call: Any) -> Array:
-    dy, x, rng_state = operands
+    dy, x, rng_state, out = operands
     dy, x = ready(dy), ready(x)
     call = _call(x, rng_state, numbers, *of_call)
     if channels_last:
-        return filled(None, dy, lambda dx: _launch_last(_BACKWARD_LAST, (dy, x, dx), call))
+        return filled(out, dy, lambda dx: _launch_last(_BACKWARD_LAST, (dy, x, dx), call))
     kernel = _BACKWARD(T=element_type(x))
-    return filled(None, dy, lambda dx: launch(kernel, octet_blocks(x), THREADS, (dy, x, dx, x.size, *call)))
+    return filled(out, dy, lambda dx: launch(kernel, octet_blocks(x), THREADS, (dy, x, dx, x.size, *call)))
 
 
 def _launch_last(template: KernelTemplate, arrays: tuple[Array, ...], call: tuple[Any, ...]) -> None:
@@ -95,9 +102,9 @@ def _launch_last(template: KernelTemplate, arrays: tuple[Array, ...], call: tupl
 
 @Launcher
 def _relu_backward(operands: Operands, numbers: Numbers, scale: float) -> Array:
-    dy, gradient_bits = operands
+    dy, gradient_bits, out = operands
     dy, gradient_bits = ready(dy), ready(gradient_bits)
     kernel = _RELU_BACKWARD(T=element_type(dy))
     return filled(
-        None, dy, lambda dx: launch(kernel, passing_blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale))
+        out, dy, lambda dx: launch(kernel, passing_blocks(dy), THREADS, (dy, gradient_bits, dx, dy.size, scale))
     )

@@ -30,6 +30,7 @@ from gpu_layers.kernels.batch_norm_common import (
     Normalization,
     PersistentKernel,
     activation_number,
+    all_delivered,
     arrivals,
     contiguous,
     deliver,
@@ -209,11 +210,16 @@ def batch_norm_gradient_sums(dy: Array, saved: BatchNormSaved) -> tuple[Array, A
 
 
 def batch_norm_input_gradient(
-    dy: Array, saved: BatchNormSaved, dgamma: Array, dbeta: Array, count: int
+    dy: Array,
+    saved: BatchNormSaved,
+    dgamma: Array,
+    dbeta: Array,
+    count: int,
+    out: tuple[Array | None, ...] = (None, None),
 ) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.batch_norm_input_gradient``, as a kernel."""
     words, numbers = (None, ()) if saved.valid is None else (saved.valid.words(saved.x), (count,))
-    arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, words)
+    arrays = (dy, saved.x, saved.statistics, dgamma, dbeta, saved.residual, *out, words)
     return input_gradient(arrays, (_TOLD if numbers else count, saved.channels_last, saved.activation), numbers)
 
 
@@ -387,12 +393,12 @@ def gradient_sums(operands: Operands, numbers: Numbers, channels_last: bool, act
 @Launcher
 def input_gradient(operands: Operands, numbers: Numbers, count: int, channels_last: bool, activation: str) -> Array:
     """Of ``batch_norm_input_gradient``."""
-    dy, x, statistics, dgamma, dbeta, residual, words = operands
+    dy, x, statistics, dgamma, dbeta, residual, *out, words = operands
     dy, x, norm = ready(dy), ready(x), Normalization.of(statistics, residual, activation)
-    inputs = of_inputs(x, norm)
+    inputs = of_inputs(x, norm, out)
     sums = (ready(dgamma), ready(dbeta))
     _input_gradients(dy, x, norm, sums, count, inputs, channels_last, words, numbers)
-    return inputs
+    return all_delivered(inputs, out)
 
 
 @Launcher

@@ -206,7 +206,7 @@ def merge_gradients(plan: Plan, norm: Normalization, sums: tuple[Array | None, A
     merge(plan, _MERGE_GRADIENTS, dgamma.dtype, (partial_sums, norm.inv_std, dgamma, dbeta))
 
 
-def of_inputs(x: Array, norm: Normalization, out: Sequence[Array] = (None,)) -> tuple[Array, Array | None]:
+def of_inputs(x: Array, norm: Normalization, out: Sequence[Array]) -> tuple[Array, Array | None]:
     """Where dx and dresidual go, the first and the last of ``out``, if there is a residual."""
     return destination(out[0], x), None if norm.residual is None else destination(out[-1], x)
 
@@ -265,5 +265,9 @@ def new_statistics(x: Array, plan: Plan, dtype: np.dtype) -> Array:
 
 def gradients(inputs: tuple[Array, Array], out: Sequence[Array], sums: tuple[Array, Array, Array]) -> tuple[Array, ...]:
     """What a backward returns: dx, dgamma, dbeta, dresidual."""
-    found = (inputs[0], *sums[1:], inputs[1])
+    return all_delivered((inputs[0], *sums[1:], inputs[1]), out)
+
+
+def all_delivered(found: Sequence[Array], out: Sequence[Array]) -> tuple[Array, ...]:
+    """Results, some of which may be None, in the arrays of ``out`` that are not."""
     return tuple(one if one is None else delivered(one, place) for one, place in zip(found, out, strict=True))

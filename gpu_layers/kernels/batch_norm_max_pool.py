@@ -15,7 +15,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.window import Window
 from gpu_layers.kernels import batch_norm, max_pool
-from gpu_layers.kernels.arrays import ELEMENT_TYPES, element_type, empty, ready, vector_width
+from gpu_layers.kernels.arrays import ELEMENT_TYPES, delivered, destination, element_type, empty, ready, vector_width
 from gpu_layers.kernels.batch_norm import keep_statistics, launch_normalize, of_running_statistics, statistics_of_batch
 from gpu_layers.kernels.batch_norm_common import (
     EXACT_GRADIENT,
@@ -34,7 +34,16 @@ from gpu_layers.kernels.batch_norm_common import (
     workspace,
 )
 from gpu_layers.kernels.batch_norm_plan import backward_plan, forward_plan
-from gpu_layers.kernels.pool_plan import STRUCTS, TWO_APART, Plan, TiledKernels, apart, plan_for, spatial_empty
+from gpu_layers.kernels.pool_plan import (
+    STRUCTS,
+    TWO_APART,
+    Plan,
+    TiledKernels,
+    apart,
+    plan_for,
+    spatial_empty,
+    spatial_result,
+)
 from gpu_layers.runtime.kernel import C_TYPES, KernelTemplate
 from gpu_layers.runtime.limits import limits
 from gpu_layers.runtime.program import Launcher, Numbers, Operands
@@ -90,10 +99,11 @@ def batch_norm_max_pool(
     channels_last: bool = False,
     activation: str = "identity",
     running: RunningStatistics | None = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_max_pool``, as kernels."""
     of_running, folding = of_running_statistics(running)
-    return _forward((x, gamma, beta, *of_running), (eps, window, channels_last, activation, folding))
+    return _forward((x, gamma, beta, *of_running, out), (eps, window, channels_last, activation, folding))
 
 
 def batch_norm_max_pool_inference(
@@ -106,9 +116,10 @@ def batch_norm_max_pool_inference(
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_max_pool_inference``, as kernels."""
-    return _inference((x, mean, var, gamma, beta), (eps, window, channels_last, activation))
+    return _inference((x, mean, var, gamma, beta, out), (eps, window, channels_last, activation))
 
 
 @Launcher
@@ -121,21 +132,22 @@ def _forward(
     activation: str,
     folding: Folding | None,
 ) -> Array:
-    x, gamma, beta, *of_running = operands
+    x, gamma, beta, *of_running, out = operands
     x = ready(x)
     strips = strips_of(window, x.shape, x.dtype.itemsize, channels_last, activation)
     if strips is not None:
         plan, dtype = forward_plan(x.shape, x.dtype.itemsize, False), accumulation_dtype(x.dtype)
         gamma, beta = (None if one is None else ready(one) for one in (gamma, beta))
         statistics, running = new_statistics(x, plan, dtype), contiguous(of_running)
-        y, argmax = (spatial_empty(x, window.output_shape, False, kind) for kind in (x.dtype, np.uint8))
+        y = spatial_result(out, x, window.output_shape, False)
+        argmax = spatial_empty(x, window.output_shape, False, np.uint8)
         before = (x, gamma, beta, activation_number(activation), y, argmax, workspace(plan, 4, dtype, x), statistics)
         last = (folding_rule(folding, dtype), eps, strips.rows, strips.window)
         if _FORWARD_PERSISTENT.run(plan, x, (*before, *running), last, folding, **strips.template_arguments):
             deliver(running, of_running)
-            return y, argmax, statistics
+            return delivered(y, out), argmax, statistics
     statistics = statistics_of_batch((x, gamma, beta, *of_running, None, None), (eps, channels_last, folding))
-    return *_pooled(x, statistics, window, channels_last, activation), statistics
+    return *_pooled(x, statistics, window, channels_last, activation, out), statistics
 
 
 @dataclass(frozen=True)
@@ -200,14 +212,16 @@ def _known(window: Window) -> dict[str, str] | None:
 def _inference(
     operands: Operands, numbers: Numbers, eps: float, window: Window, channels_last: bool, activation: str
 ) -> Array:
-    x, mean, var, gamma, beta = operands
+    x, mean, var, gamma, beta, out = operands
     x = ready(x)
     channels = x.shape[-1 if channels_last else 1]
     statistics = keep_statistics(mean, var, gamma, beta, eps, channels, accumulation_dtype(x.dtype))
-    return *_pooled(x, statistics, window, channels_last, activation), statistics
+    return *_pooled(x, statistics, window, channels_last, activation, out), statistics
 
 
-def _pooled(x: Array, statistics: Array, window: Window, channels_last: bool, activation: str) -> tuple[Array, Array]:
+def _pooled(
+    x: Array, statistics: Array, window: Window, channels_last: bool, activation: str, out: Array | None
+) -> tuple[Array, Array]:
     """The pooled values of x, normalised and activated, and which tap each is."""
     element, plan = element_type(x), plan_for(x, window, "output", channels_last)
     tiled = _FORWARD_TILED.launch_for(x, window, "output", channels_last)
@@ -215,8 +229,8 @@ def _pooled(x: Array, statistics: Array, window: Window, channels_last: bool, ac
         # What takes longer to compute, or to compute again for each window, than to write and read.
         normalised = empty(x.shape, x.dtype, x)
         launch_normalize(x, statistics, normalised, channels_last, activation)
-        return max_pool.forward((normalised, None, None), (window, channels_last))
-    y = spatial_empty(x, window.output_shape, channels_last)
+        return max_pool.forward((normalised, None, out), (window, channels_last))
+    y = spatial_result(out, x, window.output_shape, channels_last)
     argmax = spatial_empty(x, window.output_shape, channels_last, argmax_dtype(window))
     mean, _, inv_std, gamma, beta = statistics.program.rows(statistics)
     arrays = (x, mean, inv_std, gamma, beta, activation_number(activation), y, argmax.as_bytes())
@@ -224,7 +238,7 @@ def _pooled(x: Array, statistics: Array, window: Window, channels_last: bool, ac
         tiled.run(arrays)
     else:
         plan.run(_FORWARD(T=element, Width=plan.template_arguments["Width"]), (*arrays, plan.struct))
-    return y, argmax
+    return delivered(y, out), argmax
 
 
 def _is_normalised_once(window: Window, plan: Plan) -> bool:
@@ -302,18 +316,18 @@ def _strip_of_planes(window: Window, shape: tuple[int, ...], itemsize: int) -> i
 
 
 def batch_norm_max_pool_backward(
-    dy: Array, argmax: Array, window: Window, norm: BatchNormSaved
+    dy: Array, argmax: Array, window: Window, norm: BatchNormSaved, out: Array | None = None
 ) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_max_pool_backward``, as kernels."""
-    arrays = (dy, argmax, norm.x, norm.statistics)
+    arrays = (dy, argmax, norm.x, norm.statistics, out)
     return _backward(arrays, (window, norm.channels_last, norm.activation, True))
 
 
 def batch_norm_max_pool_inference_backward(
-    dy: Array, argmax: Array, window: Window, norm: BatchNormSaved
+    dy: Array, argmax: Array, window: Window, norm: BatchNormSaved, out: Array | None = None
 ) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.batch_norm_max_pool_inference_backward``, as kernels."""
-    arrays = (dy, argmax, norm.x, norm.statistics)
+    arrays = (dy, argmax, norm.x, norm.statistics, out)
     return _backward(arrays, (window, norm.channels_last, norm.activation, False))
 
 
@@ -340,7 +354,7 @@ def _backward(
     operands: Operands, numbers: Numbers, window: Window, channels_last: bool, activation: str, depends: bool
 ) -> tuple[Array, Array, Array]:
     """``depends``: whether the statistics are those of x."""
-    dy, argmax, x, statistics = operands
+    dy, argmax, x, statistics, out = operands
     dy, argmax, x = ready(dy), ready(argmax), ready(x)
     shape, itemsize = x.shape, x.dtype.itemsize
     gather = _gather(window, shape, itemsize, channels_last, activation, limits().index32_below)
@@ -348,20 +362,20 @@ def _backward(
     bands = _bands(window, shape, itemsize) if gather is not None and channels_last else None
     if gather is not None:
         norm = Normalization.of(statistics, None, activation)
-        sums, dx, more = sums_of_channels(plan, x), empty(x.shape, x.dtype, x), gather.template_arguments
+        sums, dx, more = sums_of_channels(plan, x), destination(out, x), gather.template_arguments
         source = (dy, argmax.as_bytes(), x, *norm.of_channels, norm.number)
         last = (1 / plan.count, plan.slots, gather.strip, gather.window)
         if depends and _BACKWARD_PERSISTENT.run(plan, x, (*source, *sums, dx), last, **more):
-            return dx, *sums[1:]
+            return delivered(dx, out), *sums[1:]
     by = gather if not channels_last else bands
     tiled = None if by is None else _INPUT_GRADIENT.launch_for(x, window, "input", channels_last)
     if by is None or tiled is None:
         dz = max_pool.backward((dy, argmax, None, None), (window, channels_last))
         step = batch_norm.backward if depends else batch_norm.inference_backward
-        return step((dz, x, statistics, *[None] * 6), (channels_last, activation))[:3]
+        return step((dz, x, statistics, None, out, *[None] * 4), (channels_last, activation))[:3]
     _GRADIENT_SUMS.launch(
         plan, x, (*source, *sums, by.strip, by.window), shared_bytes=by.shared_bytes, **by.template_arguments
     )
     merge_gradients(plan, norm, sums)
     tiled.run((*source, *(sums[1:] if depends else (None, None)), dx, 1 / plan.count))
-    return dx, *sums[1:]
+    return delivered(dx, out), *sums[1:]

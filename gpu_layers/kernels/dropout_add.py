@@ -11,7 +11,16 @@ from gpu_layers.core.dropout_saved import DropoutAddSaved
 from gpu_layers.core.mask import DropoutMask
 from gpu_layers.core.reference_gpu import MULTIPROCESSORS
 from gpu_layers.kernels.activation import empty_bits, octet_blocks
-from gpu_layers.kernels.arrays import ACCUMULATE_TYPES, ELEMENT_TYPES, element_type, empty, ready, vector_width
+from gpu_layers.kernels.arrays import (
+    ACCUMULATE_TYPES,
+    ELEMENT_TYPES,
+    delivered,
+    destination,
+    element_type,
+    empty,
+    ready,
+    vector_width,
+)
 from gpu_layers.kernels.batch_norm_common import EXACT_GRADIENT, activation_number
 from gpu_layers.kernels.dropout import STRUCTS, call_numbers, decision_rows, divisor, rule
 from gpu_layers.kernels.elementwise import THREADS, blocks_for, filled
@@ -69,10 +78,10 @@ def dropout_add_forward(
     return _forward(operands, arguments, call_numbers(mask))
 
 
-def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Array | None]:
+def dropout_add_backward(dy: Array, saved: DropoutAddSaved, out: Array | None = None) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.dropout_add_backward``, as kernels."""
     mask, scale = saved.dropout.mask, saved.dropout.scale
-    operands = (dy, saved.x, saved.bias, saved.gradient_bits, mask.rng_state, mask.sample_ids)
+    operands = (dy, saved.x, saved.bias, saved.gradient_bits, mask.rng_state, mask.sample_ids, out)
     of_mask = (mask.drop_below, scale, saved.is_first, mask.run, mask.digits)
     return _backward(operands, (saved.activation, *of_mask, saved.has_bias), call_numbers(mask))
 
@@ -118,7 +127,7 @@ def _forward(operands: Operands, numbers: Numbers, activation: str, *of_mask: An
 
 @Launcher
 def _backward(operands: Operands, numbers: Numbers, activation: str, *of_mask: Any) -> tuple[Array, Array]:
-    dy, x, bias, bits, rng_state, ids = operands
+    dy, x, bias, bits, rng_state, ids, out = operands
     *of_call, sums_rows = of_mask
     dy = ready(dy)
     x, bias, bits, ids = (None if one is None else ready(one) for one in (x, bias, bits, ids))
@@ -127,7 +136,7 @@ def _backward(operands: Operands, numbers: Numbers, activation: str, *of_mask: A
     features = dy.shape[-1] if dy.shape else 1
     dbias = dy.program.allocate((features,), wide, zeroed=dy.size == 0) if sums_rows else None
     if dy.size == 0:
-        return empty(dy.shape, dy.dtype, dy), dbias
+        return delivered(destination(out, dy), out), dbias
     rows = math.prod(dy.shape[:-1])
     straight = _STRAIGHT[0] if bits is not None else _straight(activation, ids, *of_call[-2:])
     width, threads, tiles, blocks, chunks = _shares(rows, features, dy.dtype.itemsize, straight)
@@ -139,7 +148,7 @@ def _backward(operands: Operands, numbers: Numbers, activation: str, *of_mask: A
     kernel = _BACKWARD(T=element, Width=str(width), Straight=straight)
     arguments = (*call, rows, features, tiles, blocks, chunks)
     block = (threads, THREADS // threads)
-    dx = filled(None, dy, lambda dx: launch(kernel, tiles * blocks, block, (dy, x, bias, bits, dx, sums, *arguments)))
+    dx = filled(out, dy, lambda dx: launch(kernel, tiles * blocks, block, (dy, x, bias, bits, dx, sums, *arguments)))
     if sums is not dbias:
         merge = _MERGE(A=c_name(wide))
         launch(merge, blocks_for(features, _MERGE_FEATURES), THREADS, (sums, dbias, features, blocks))

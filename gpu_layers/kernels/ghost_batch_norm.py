@@ -10,7 +10,7 @@ from gpu_layers.core.dtypes import accumulation_dtype
 from gpu_layers.core.running import RunningStatistics
 from gpu_layers.core.valid import ValidPositions
 from gpu_layers.kernels import batch_norm
-from gpu_layers.kernels.arrays import empty, ready
+from gpu_layers.kernels.arrays import delivered, destination, empty, ready
 from gpu_layers.kernels.batch_norm import add_gradients, merge_parts, of_positions, of_running_statistics, told_counts
 from gpu_layers.kernels.batch_norm_common import ROWS, Folding
 from gpu_layers.runtime.program import Launcher, Numbers, Operand, Operands
@@ -33,6 +33,7 @@ def ghost_batch_norm_forward(
     valid: Sequence[ValidPositions] = (),
     counts: tuple[int, ...] | None = None,
     running: RunningStatistics | None = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """``gpu_layers.reference.ghost_batch_norm_forward``, as kernels."""
     of_running, folding = of_running_statistics(running)
@@ -43,14 +44,17 @@ def ghost_batch_norm_forward(
         of_group, numbers_of_group = of_positions(positions, x)
         words.append(of_group)
         numbers += numbers_of_group
-    operands = (x, gamma, beta, residual, *of_running, told, *words)
+    operands = (x, gamma, beta, residual, *of_running, told, out, *words)
     arguments = (eps, bounds, channels_last, activation, folding, counts is not None)
     return _forward(operands, arguments, numbers)
 
 
-def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Array, Array, Array, Array | None]:
+def ghost_batch_norm_backward(
+    dy: Array, saved: GhostBatchNormSaved, out: Array | None = None
+) -> tuple[Array, Array, Array, Array | None]:
     """``gpu_layers.reference.ghost_batch_norm_backward``, as kernels."""
-    operands = (dy, saved.x, saved.statistics, saved.residual, *[positions.words(saved.x) for positions in saved.valid])
+    words = [positions.words(saved.x) for positions in saved.valid]
+    operands = (dy, saved.x, saved.statistics, saved.residual, out, *words)
     numbers = tuple([positions.count for positions in saved.valid])
     return _backward(operands, (saved.bounds, saved.channels_last, saved.activation), numbers)
 
@@ -78,19 +82,20 @@ def _forward(
     folding: Folding | None,
     merges: bool,
 ) -> tuple[Array, Array, Array | None]:
-    x, gamma, beta, residual, *of_running, told = operands[:9]
+    x, gamma, beta, residual, *of_running, told, out = operands[:10]
     x, residual = ready(x), None if residual is None else ready(residual)
     channels, groups = x.shape[-1 if channels_last else 1], len(bounds) - 1
-    y = empty(x.shape, x.dtype, x)
+    y = destination(out, x)
     # Those of each group begin at a multiple of 16 bytes.
     statistics = empty((groups, -(-len(ROWS) * channels // 4) * 4), accumulation_dtype(x.dtype), x)
     parts = zip(*(_groups(one, bounds) for one in (x, residual, y)), _statistics(statistics, channels), strict=True)
-    words, of_groups = operands[9:] or [None] * groups, numbers[_OF_MERGE:]
+    words, of_groups = operands[10:] or [None] * groups, numbers[_OF_MERGE:]
     for group, (own, of_residual, target, kept) in enumerate(parts):
         arrays = (own, gamma, beta, of_residual, *[None] * 4, target, words[group], kept)
         batch_norm.forward(
             arrays, (eps, channels_last, activation, None), of_groups[_OF_GROUP * group : _OF_GROUP * (group + 1)]
         )
+    y = delivered(y, out)
     if not merges:
         return y, statistics, None
     merged, _ = merge_parts((statistics, told, *of_running), (channels, folding), numbers[:_OF_MERGE])
@@ -101,11 +106,11 @@ def _forward(
 def _backward(
     operands: Operands, numbers: Numbers, bounds: tuple[int, ...], channels_last: bool, activation: str
 ) -> tuple[Array, Array, Array, Array | None]:
-    dy, x, statistics, residual, *words = operands
+    dy, x, statistics, residual, out, *words = operands
     dy, x, statistics = ready(dy), ready(x), ready(statistics)
     residual = None if residual is None else ready(residual)
     channels, groups = x.shape[-1 if channels_last else 1], len(bounds) - 1
-    dx, dresidual = empty(x.shape, x.dtype, x), None if residual is None else empty(x.shape, x.dtype, x)
+    dx, dresidual = destination(out, x), None if residual is None else empty(x.shape, x.dtype, x)
     sums = empty((groups, 2, channels), statistics.dtype, x)
     of_channels = x.program.views(sums, range(0, 2 * groups * channels, channels), [(channels,)] * 2 * groups)
     parts = zip(
@@ -114,7 +119,7 @@ def _backward(
         strict=True,
     )
     for group, (own_dy, own, of_residual, own_dx, own_dresidual, kept) in enumerate(parts):
-        out = (own_dx, *of_channels[2 * group : 2 * group + 2], own_dresidual)
-        arrays = (own_dy, own, kept, of_residual, *out, words[group] if words else None)
+        targets = (own_dx, *of_channels[2 * group : 2 * group + 2], own_dresidual)
+        arrays = (own_dy, own, kept, of_residual, *targets, words[group] if words else None)
         batch_norm.backward(arrays, (channels_last, activation), numbers[group : group + 1])
-    return dx, *add_gradients((sums, None)), dresidual
+    return delivered(dx, out), *add_gradients((sums, None)), dresidual

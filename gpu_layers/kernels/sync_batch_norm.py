@@ -51,10 +51,11 @@ def sync_batch_norm_normalize(
     activation: str = "identity",
     running: RunningStatistics | None = None,
     valid: ValidPositions | None = None,
+    out: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """``gpu_layers.reference.sync_batch_norm_normalize``, as kernels."""
     of_running, folding = of_running_statistics(running)
-    arrays = (x, told, gamma, beta, residual, *of_running, None if valid is None else valid.words(x))
+    arrays = (x, told, gamma, beta, residual, *of_running, out, None if valid is None else valid.words(x))
     return _normalize(arrays, (eps, channels_last, activation, folding))
 
 
@@ -65,11 +66,11 @@ def sync_batch_norm_sums(dy: Array, saved: BatchNormSaved) -> tuple[Array, Array
 
 
 def sync_batch_norm_input_gradient(
-    dy: Array, saved: BatchNormSaved, told: Array, count: Array
+    dy: Array, saved: BatchNormSaved, told: Array, count: Array, out: Array | None = None
 ) -> tuple[Array, Array | None]:
     """``gpu_layers.reference.sync_batch_norm_input_gradient``, as kernels."""
     words = None if saved.valid is None else saved.valid.words(saved.x)
-    arrays = (dy, saved.x, saved.statistics, saved.residual, words, told, count)
+    arrays = (dy, saved.x, saved.statistics, saved.residual, out, words, told, count)
     return _input_gradient(arrays, (saved.channels_last, saved.activation), () if words is None else (1,))
 
 
@@ -92,14 +93,14 @@ def _statistics(operands: Operands, numbers: Numbers, channels_last: bool) -> Ar
 def _normalize(
     operands: Operands, numbers: Numbers, eps: float, channels_last: bool, activation: str, folding: Folding | None
 ) -> tuple[Array, Array, Array]:
-    x, told, gamma, beta, residual, *of_running, words = operands
+    x, told, gamma, beta, residual, *of_running, out, words = operands
     told, dtype, channels = ready(told), accumulation_dtype(x.dtype), x.shape[-1 if channels_last else 1]
     processes, size = told.shape
     (parts,) = x.program.views(told, [0], [(processes, size * 8 // dtype.itemsize)], dtype)
     (counts,) = x.program.views(told, [size - 1], [((processes - 1) * size + 1,)])
     merged, count = merge_parts((parts, counts, *of_running), (channels, folding, size), (0, 0))
     mean, var = x.program.rows(merged)
-    y, statistics = inference((x, mean, var, gamma, beta, residual, None, words), (eps, channels_last, activation))
+    y, statistics = inference((x, mean, var, gamma, beta, residual, out, words), (eps, channels_last, activation))
     return y, statistics, count
 
 
@@ -116,6 +117,7 @@ def _sums(operands: Operands, numbers: Numbers, channels_last: bool, activation:
 def _input_gradient(
     operands: Operands, numbers: Numbers, channels_last: bool, activation: str
 ) -> tuple[Array, Array | None]:
-    dy, x, statistics, residual, words, told, count = operands
+    dy, x, statistics, residual, out, words, told, count = operands
     dgamma, dbeta = add_gradients((told, count))
-    return input_gradient((dy, x, statistics, dgamma, dbeta, residual, words), (1, channels_last, activation), numbers)
+    arrays = (dy, x, statistics, dgamma, dbeta, residual, out, None, words)
+    return input_gradient(arrays, (1, channels_last, activation), numbers)

@@ -62,7 +62,7 @@ def relu_forward(x: Array, *, out: Array = None) -> tuple[Array, ReluSaved]:
     return y, ReluSaved(bits, x.shape, x.dtype)
 
 
-def relu_backward(dy: Array, saved: ReluSaved) -> Array:
+def relu_backward(dy: Array, saved: ReluSaved, *, out: Array = None) -> Array:
     """Gradient of :func:`relu_forward`: ``dy`` where the input was positive (or NaN), 0 elsewhere, as in PyTorch.
 
     Parameters
@@ -70,6 +70,8 @@ def relu_backward(dy: Array, saved: ReluSaved) -> Array:
     dy : array
         Shape and dtype of y.
     saved : ReluSaved
+    out : array, optional
+        Where to write the result; may be dy.
 
     Returns
     -------
@@ -81,8 +83,10 @@ def relu_backward(dy: Array, saved: ReluSaved) -> Array:
     TypeError
         If dy has another array type or dtype than y.
     ValueError
-        If dy has another shape than y.
+        If dy has another shape than y, or out cannot take the result.
     """
-    backend = backend_for(dy, saved.gradient_bits)
+    backend = backend_for(dy, saved.gradient_bits, optional=(out,))
     check_gradient(dy, saved.shape, saved.dtype)
-    return backend.relu_backward(dy, saved.gradient_bits)
+    if out is not None:
+        dy = claim_elementwise(out, dy)
+    return backend.relu_backward(dy, saved.gradient_bits, out)

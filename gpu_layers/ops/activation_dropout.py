@@ -5,10 +5,11 @@ from __future__ import annotations
 from gpu_layers.core.array import Array
 from gpu_layers.core.checks import check_choice
 from gpu_layers.core.dropout_saved import ActivationDropoutSaved, DropoutSaved
-from gpu_layers.core.writes import check_unwritten
+from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_gradient
 from gpu_layers.ops.dropout import call_mask, check_dropout, dropout_backward, dropout_forward
+from gpu_layers.ops.output import claim_elementwise
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["ActivationDropoutSaved", "activation_dropout_backward", "activation_dropout_forward"]
@@ -32,6 +33,7 @@ def activation_dropout_forward(
     start: int = 0,
     rng_state: Array = None,
     channels_last: bool = False,
+    out: Array = None,
 ) -> tuple[Array, ActivationDropoutSaved]:
     """Activation phi and (inverted) dropout D in one kernel: ``D(phi(x))``, or ``phi(D(x))``.
 
@@ -46,6 +48,8 @@ def activation_dropout_forward(
     order : {"after", "before"}
         Dropout after the activation (a dropped element is +0 whatever it was) or before it (a dropped element is
         phi(0)).
+    out : array, optional
+        Where to write y; may be x. A backward that needs x then raises.
 
     Returns
     -------
@@ -59,18 +63,24 @@ def activation_dropout_forward(
     TypeError
         For a wrong array type, dtype or number type.
     ValueError
-        For an unknown activation or order, p outside [0, 1], or seed, offset, start out of range.
+        For an unknown activation or order, p outside [0, 1], seed, offset, start out of range, or an out that cannot
+        take the result.
     """
-    backend = backend_for(x, optional=(rng_state,))
+    backend = backend_for(x, optional=(rng_state, out))
     activation, order, drop_below, scale, run = _checked(x, activation, order, p, start, channels_last)
     channels_last = bool(channels_last)
     if activation == "identity":
-        y, dropout = dropout_forward(x, p, seed, offset, start=start, rng_state=rng_state, channels_last=channels_last)
+        y, dropout = dropout_forward(
+            x, p, seed, offset, start=start, rng_state=rng_state, channels_last=channels_last, out=out
+        )
         return y, ActivationDropoutSaved(activation, order, dropout)
     mask = call_mask(x, drop_below, seed, offset, start, run, None, rng_state)
-    y, bits = backend.activation_dropout_forward(x, activation, mask, scale, order == "before", channels_last)
-    dropout = DropoutSaved(mask, scale, x.shape, x.dtype, channels_last)
-    return y, ActivationDropoutSaved(activation, order, dropout, x if bits is None else None, bits)
+    # Before out is written to: a backward that needs x then notices.
+    writes = write_count()
+    source = x if out is None else claim_elementwise(out, x)
+    y, bits = backend.activation_dropout_forward(source, activation, mask, scale, order == "before", channels_last, out)
+    dropout = DropoutSaved(mask, scale, x.shape, x.dtype, channels_last, writes)
+    return y, ActivationDropoutSaved(activation, order, dropout, x if bits is None else None, bits, writes)
 
 
 @Checked
@@ -83,7 +93,7 @@ def _checked(
     return activation, order, drop_below, scale, run
 
 
-def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved) -> Array:
+def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved, *, out: Array = None) -> Array:
     """Gradient of :func:`activation_dropout_forward`, in one kernel.
 
     With the mask m it is ``m / (1 - p) * phi'(x) * dy`` for the order "after" and ``phi'(D(x)) * m / (1 - p) * dy`` for
@@ -94,6 +104,8 @@ def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved) -> Arr
     dy : array
         Shape and dtype of y.
     saved : ActivationDropoutSaved
+    out : array, optional
+        Where to write the result; may be dy, must not overlap x if the gradient depends on it.
 
     Returns
     -------
@@ -105,18 +117,21 @@ def activation_dropout_backward(dy: Array, saved: ActivationDropoutSaved) -> Arr
     TypeError
         If dy has another array type or dtype than y.
     ValueError
-        If dy has another shape than y.
+        If dy has another shape than y, or out cannot take the result.
     RuntimeError
         If the gradient depends on x and this library has written to x since the forward.
     """
     dropout = saved.dropout
     if saved.activation == "identity":
-        return dropout_backward(dy, dropout)
-    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, dropout.mask.rng_state))
+        return dropout_backward(dy, dropout, out=out)
+    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, dropout.mask.rng_state, out))
     check_gradient(dy, dropout.shape, dropout.dtype)
+    if saved.gradient_bits is None:
+        check_unwritten(saved.writes, x=saved.x)
+        dropout.check_unwritten()
+    if out is not None:
+        dy = claim_elementwise(out, dy, apart=(saved.x,))
     if saved.gradient_bits is not None:
-        return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale)
-    check_unwritten(saved.writes, x=saved.x)
-    dropout.check_unwritten()
+        return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale, out)
     of_call = dropout.mask, dropout.scale, saved.order == "before", dropout.channels_last
-    return backend.activation_dropout_backward(dy, saved.x, saved.activation, *of_call)
+    return backend.activation_dropout_backward(dy, saved.x, saved.activation, *of_call, out)

@@ -13,7 +13,7 @@ from gpu_layers.core.valid import ValidPositions
 from gpu_layers.core.writes import write_count
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_eps, check_gradient, check_residual, described
-from gpu_layers.ops.output import claim
+from gpu_layers.ops.output import claim, claim_elementwise, zeros
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = [
@@ -123,8 +123,7 @@ def checked_forward(
     """
     if x.size == 0 or (valid is not None and valid.count == 0):
         with place_of(x):
-            y = array_module(x).empty(x.shape, x.dtype) if out is None else out
-            y[...] = 0
+            y = zeros(x, out)
             statistics = _statistics_of_nothing(x, x.shape[-1 if channels_last else 1], eps, statistics)
             if running is not None:
                 running.batches[...] += 1
@@ -135,7 +134,7 @@ def checked_forward(
     return y, BatchNormSaved(x, statistics, channels_last, residual, activation, write_count(), valid)
 
 
-def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
+def batch_norm_backward(dy: Array, saved: BatchNormSaved, *, out: Array = None) -> tuple[Array, ...]:
     """Gradients of :func:`batch_norm_forward`.
 
     With ``xhat = (x - mean) * inv_std``, m values per channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
@@ -147,6 +146,8 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     dy : array
         Shape and dtype of y.
     saved : BatchNormSaved
+    out : array, optional
+        Where to write dx; may be dy, must not overlap x or the residual.
 
     Returns
     -------
@@ -161,11 +162,11 @@ def batch_norm_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
     TypeError
         If dy has another array type or dtype than y.
     ValueError
-        If dy has another shape than y.
+        If dy has another shape than y, or out cannot take the result.
     RuntimeError
         If this library has written since the forward to x, or to a residual that the activation's gradient needs.
     """
-    return _backward("batch_norm_backward", dy, saved)
+    return _backward("batch_norm_backward", dy, saved, out)
 
 
 #: Activations whose derivative is constant on either side of 0.
@@ -173,7 +174,14 @@ STRAIGHT = ("identity", "relu", "leaky_relu")
 
 
 def batch_norm_double_backward(
-    ddx: Array, ddgamma: Array, ddbeta: Array, dy: Array, saved: BatchNormSaved, *, ddresidual: Array = None
+    ddx: Array,
+    ddgamma: Array,
+    ddbeta: Array,
+    dy: Array,
+    saved: BatchNormSaved,
+    *,
+    ddresidual: Array = None,
+    out: Array = None,
 ) -> tuple[Array, Array, Array]:
     """Gradients of :func:`batch_norm_backward`, which maps dy, x and gamma to dx, dgamma, dbeta and dresidual.
 
@@ -189,6 +197,8 @@ def batch_norm_double_backward(
         Of a forward whose activation is identity, relu or leaky_relu.
     ddresidual : array, optional
         Gradient of dresidual, if there was a residual.
+    out : array, optional
+        Where to write ddy; may be dy, ddx or ddresidual, must not overlap x or the residual.
 
     Returns
     -------
@@ -202,11 +212,11 @@ def batch_norm_double_backward(
     TypeError
         For a wrong array type or dtype.
     ValueError
-        For a wrong shape, another activation, or a ddresidual without a residual.
+        For a wrong shape, another activation, a ddresidual without a residual, or an out that cannot take the result.
     RuntimeError
         If this library has written to x or the residual since the forward.
     """
-    backend = backend_for(dy, saved.x, optional=(ddx, ddgamma, ddbeta, ddresidual))
+    backend = backend_for(dy, saved.x, optional=(ddx, ddgamma, ddbeta, ddresidual, out))
     of_x, of_channel = (saved.x.shape, saved.x.dtype), (saved.statistics.shape[1:], saved.statistics.dtype)
     check_gradient(dy, *of_x)
     if saved.activation not in STRAIGHT:
@@ -221,13 +231,16 @@ def batch_norm_double_backward(
                 f"{name} must be {dtype} of shape {list(shape)}, got {described(one.dtype)} of shape {list(one.shape)}"
             )
     saved.check_unwritten()
+    if out is not None:
+        dy, ddx, ddresidual = claim_elementwise(out, dy, ddx, ddresidual, apart=(saved.x, saved.residual))
     if ddx is None or ddgamma is None or ddbeta is None or dy.size == 0:
         xp = array_module(dy)
         with place_of(dy):
-            ddx, ddgamma, ddbeta = (xp.zeros(*like) if one is None else one for _, one, like in given)
             if dy.size == 0:
-                return xp.empty(dy.shape, dy.dtype), xp.empty(dy.shape, dy.dtype), xp.zeros(*of_channel)
-    return backend.batch_norm_double_backward(ddx, ddgamma, ddbeta, ddresidual, dy, saved)
+                return zeros(dy, out), zeros(dy), xp.zeros(*of_channel)
+            of_given = zip((ddx, ddgamma, ddbeta), (of_x, of_channel, of_channel), strict=True)
+            ddx, ddgamma, ddbeta = (xp.zeros(*like) if one is None else one for one, like in of_given)
+    return backend.batch_norm_double_backward(ddx, ddgamma, ddbeta, ddresidual, dy, saved, out)
 
 
 def batch_norm_inference(
@@ -294,7 +307,7 @@ def checked_inference(
     return y, BatchNormSaved(x, statistics, channels_last, residual, activation, write_count(), valid)
 
 
-def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
+def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved, *, out: Array = None) -> tuple[Array, ...]:
     """Gradients of :func:`batch_norm_inference`: the statistics are constants, so ``dx = gamma * inv_std * dz``.
 
     Parameters
@@ -302,6 +315,8 @@ def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved) -> tuple[Arr
     dy : array
         Shape and dtype of y.
     saved : BatchNormSaved
+    out : array, optional
+        Where to write dx; may be dy, must not overlap x or the residual.
 
     Returns
     -------
@@ -313,19 +328,20 @@ def batch_norm_inference_backward(dy: Array, saved: BatchNormSaved) -> tuple[Arr
     TypeError, ValueError, RuntimeError
         As :func:`batch_norm_backward`.
     """
-    return _backward("batch_norm_inference_backward", dy, saved)
+    return _backward("batch_norm_inference_backward", dy, saved, out)
 
 
-def _backward(name: str, dy: Array, saved: BatchNormSaved) -> tuple[Array, ...]:
-    backend = backend_for(dy, saved.x)
+def _backward(name: str, dy: Array, saved: BatchNormSaved, out: Array) -> tuple[Array, ...]:
+    backend = backend_for(dy, saved.x, optional=(out,))
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     saved.check_unwritten()
+    if out is not None:
+        dy = claim_elementwise(out, dy, apart=(saved.x, saved.residual))
     if saved.x.size == 0 or (saved.valid is not None and saved.valid.count == 0):
-        xp = array_module(dy)
         with place_of(dy):
-            gradients = tuple(xp.zeros(like.shape, like.dtype) for like in (dy, saved.mean, saved.mean, dy))
+            gradients = zeros(dy, out), *[zeros(like) for like in (saved.mean, saved.mean, dy)]
     else:
-        gradients = getattr(backend, name)(dy, saved)
+        gradients = getattr(backend, name)(dy, saved, (out, None, None, None))
     return gradients[:3] if saved.residual is None else gradients
 
 

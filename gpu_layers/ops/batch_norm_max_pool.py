@@ -23,6 +23,7 @@ from gpu_layers.ops.batch_norm import (
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_eps, check_gradient
 from gpu_layers.ops.max_pool import MaxPoolSaved, max_pool_backward, max_pool_forward
+from gpu_layers.ops.output import claim, claim_pooled
 from gpu_layers.ops.pool_arguments import Padding, place_window
 from gpu_layers.runtime.backend import backend_for
 
@@ -62,6 +63,7 @@ def batch_norm_max_pool_forward(
     activation: str | None = None,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array = None,
 ) -> tuple[Array, BatchNormMaxPoolSaved]:
     """:func:`max_pool_forward` of :func:`batch_norm_forward`: the same bits.
 
@@ -75,6 +77,8 @@ def batch_norm_max_pool_forward(
     kernel_size, stride, padding, dilation, ceil_mode
         As of :func:`max_pool_forward`.
     channels_last : bool
+    out : array, optional
+        Where to write y; must not overlap x.
 
     Returns
     -------
@@ -88,7 +92,7 @@ def batch_norm_max_pool_forward(
         As both of these.
     """
     arguments = (kernel_size, stride, padding, dilation, eps, activation, ceil_mode, channels_last)
-    return batch_norm_max_pool_running(x, gamma, beta, None, *arguments)
+    return batch_norm_max_pool_running(x, gamma, beta, None, *arguments, out=out)
 
 
 def batch_norm_max_pool_running(
@@ -104,23 +108,29 @@ def batch_norm_max_pool_running(
     activation: str | None,
     ceil_mode: bool,
     channels_last: bool,
+    out: Array = None,
 ) -> tuple[Array, BatchNormMaxPoolSaved]:
     """:func:`batch_norm_max_pool_forward` that also folds the statistics into running ones, if given."""
-    backend = backend_for(x, optional=(gamma, beta))
+    backend = backend_for(x, optional=(gamma, beta, out))
     window_arguments = (kernel_size, stride, padding, dilation)
     channels, activation, eps, window = _checked(
         (x, gamma, beta), activation, eps, *window_arguments, ceil_mode, channels_last
     )
-    if x.size == 0 or x.size == channels:
-        # Nothing to normalise, or an error of batch norm.
+    if x.size == channels:
         check_count(x, channels)
+    if out is not None:
+        claim_pooled(out, window.output_shape, True, channels_last, x)
+    if x.size == 0:
         normalised, norm = checked_forward(backend, x, gamma, beta, eps, None, activation, channels_last, None, running)
-        return _pooled(normalised, norm, window_arguments, ceil_mode)
-    y, argmax, statistics = backend.batch_norm_max_pool(x, gamma, beta, eps, window, channels_last, activation, running)
+        return _pooled(normalised, norm, window_arguments, ceil_mode, out)
+    given = (x, gamma, beta, eps, window, channels_last, activation, running, out)
+    y, argmax, statistics = backend.batch_norm_max_pool(*given)
     return y, _saved(x, y, argmax, statistics, window, channels_last, activation)
 
 
-def batch_norm_max_pool_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tuple[Array, Array, Array]:
+def batch_norm_max_pool_backward(
+    dy: Array, saved: BatchNormMaxPoolSaved, *, out: Array = None
+) -> tuple[Array, Array, Array]:
     """Gradients of :func:`batch_norm_max_pool_forward`: the bits of the backwards of its two steps.
 
     Kernels take the gradient of each normalised value from the windows over it, at most two along height and width
@@ -131,6 +141,8 @@ def batch_norm_max_pool_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tup
     dy : array
         Shape and dtype of y.
     saved : BatchNormMaxPoolSaved
+    out : array, optional
+        Where to write dx; must not overlap dy or x.
 
     Returns
     -------
@@ -143,7 +155,7 @@ def batch_norm_max_pool_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tup
     TypeError, ValueError, RuntimeError
         As :func:`batch_norm_backward`.
     """
-    return _backward("batch_norm_max_pool_backward", dy, saved, batch_norm_backward)
+    return _backward("batch_norm_max_pool_backward", dy, saved, batch_norm_backward, out)
 
 
 def batch_norm_max_pool_inference(
@@ -161,6 +173,7 @@ def batch_norm_max_pool_inference(
     activation: str | None = None,
     ceil_mode: bool = False,
     channels_last: bool = False,
+    out: Array = None,
 ) -> tuple[Array, BatchNormMaxPoolSaved]:
     """:func:`max_pool_forward` of :func:`batch_norm_inference`: the same bits, in one kernel.
 
@@ -168,7 +181,7 @@ def batch_norm_max_pool_inference(
     ----------
     mean, var : array, shape (C,)
         Running averages, for example.
-    x, gamma, beta, kernel_size, stride, padding, dilation, eps, activation, ceil_mode, channels_last
+    x, gamma, beta, kernel_size, stride, padding, dilation, eps, activation, ceil_mode, channels_last, out
         As of :func:`batch_norm_max_pool_forward`.
 
     Returns
@@ -182,18 +195,20 @@ def batch_norm_max_pool_inference(
     TypeError, ValueError
         As both of these.
     """
-    backend = backend_for(x, mean, var, optional=(gamma, beta))
+    backend = backend_for(x, mean, var, optional=(gamma, beta, out))
     window_arguments = (kernel_size, stride, padding, dilation)
     _, activation, eps, window = _checked(
         (x, gamma, beta, mean, var), activation, eps, *window_arguments, ceil_mode, channels_last
     )
+    if out is not None:
+        claim_pooled(out, window.output_shape, True, channels_last, x)
     if x.size == 0:
         normalised, norm = batch_norm_inference(
             x, mean, var, gamma, beta, eps=eps, activation=activation, channels_last=channels_last
         )
-        return _pooled(normalised, norm, window_arguments, ceil_mode)
+        return _pooled(normalised, norm, window_arguments, ceil_mode, out)
     y, argmax, statistics = backend.batch_norm_max_pool_inference(
-        x, mean, var, gamma, beta, eps, window, channels_last, activation
+        x, mean, var, gamma, beta, eps, window, channels_last, activation, out
     )
     return y, _saved(x, y, argmax, statistics, window, channels_last, activation)
 
@@ -205,7 +220,9 @@ def _saved(
     return BatchNormMaxPoolSaved(norm, MaxPoolSaved(argmax, window, y.shape, x.dtype, channels_last, True))
 
 
-def batch_norm_max_pool_inference_backward(dy: Array, saved: BatchNormMaxPoolSaved) -> tuple[Array, Array, Array]:
+def batch_norm_max_pool_inference_backward(
+    dy: Array, saved: BatchNormMaxPoolSaved, *, out: Array = None
+) -> tuple[Array, Array, Array]:
     """Gradients of :func:`batch_norm_max_pool_inference`; the statistics are constants.
 
     Parameters
@@ -213,6 +230,8 @@ def batch_norm_max_pool_inference_backward(dy: Array, saved: BatchNormMaxPoolSav
     dy : array
         Shape and dtype of y.
     saved : BatchNormMaxPoolSaved
+    out : array, optional
+        Where to write dx; must not overlap dy or x.
 
     Returns
     -------
@@ -225,27 +244,30 @@ def batch_norm_max_pool_inference_backward(dy: Array, saved: BatchNormMaxPoolSav
     TypeError, ValueError, RuntimeError
         As :func:`batch_norm_backward`.
     """
-    return _backward("batch_norm_max_pool_inference_backward", dy, saved, batch_norm_inference_backward)
+    return _backward("batch_norm_max_pool_inference_backward", dy, saved, batch_norm_inference_backward, out)
 
 
 def _backward(
-    name: str, dy: Array, saved: BatchNormMaxPoolSaved, of_nothing: Callable[..., Any]
+    name: str, dy: Array, saved: BatchNormMaxPoolSaved, of_nothing: Callable[..., Any], out: Array
 ) -> tuple[Array, Array, Array]:
     norm, pool = saved.norm, saved.pool
-    backend = backend_for(dy, norm.x)
+    backend = backend_for(dy, norm.x, optional=(out,))
     check_gradient(dy, pool.output_shape, pool.dtype)
     norm.check_unwritten()
+    if out is not None:
+        claim(out, norm.x.shape, norm.x.dtype, dy, norm.x)
     if norm.x.size == 0:
-        dx, dgamma, dbeta = of_nothing(max_pool_backward(dy, pool), norm)
+        dx, dgamma, dbeta = of_nothing(max_pool_backward(dy, pool), norm, out=out)
     else:
-        dx, dgamma, dbeta = getattr(backend, name)(dy, pool.argmax, pool.window, norm)
+        dx, dgamma, dbeta = getattr(backend, name)(dy, pool.argmax, pool.window, norm, out)
     return dx, dgamma, dbeta
 
 
 def _pooled(
-    normalised: Array, norm: BatchNormSaved, window_arguments: tuple[Any, ...], ceil_mode: bool
+    normalised: Array, norm: BatchNormSaved, window_arguments: tuple[Any, ...], ceil_mode: bool, out: Array
 ) -> tuple[Array, BatchNormMaxPoolSaved]:
-    y, pool = max_pool_forward(normalised, *window_arguments, ceil_mode=ceil_mode, channels_last=norm.channels_last)
+    options = {"ceil_mode": ceil_mode, "channels_last": norm.channels_last, "out": out}
+    y, pool = max_pool_forward(normalised, *window_arguments, **options)
     return y, BatchNormMaxPoolSaved(norm, pool)
 
 

@@ -15,8 +15,8 @@ from gpu_layers.core.writes import check_unwritten, write_count
 from gpu_layers.ops.activation_dropout import check_order
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_activation, check_dtype, check_gradient, check_residual, described
-from gpu_layers.ops.dropout import call_mask, check_dropout, dropout_backward
-from gpu_layers.ops.output import claim_elementwise
+from gpu_layers.ops.dropout import call_mask, check_dropout
+from gpu_layers.ops.output import claim, claim_elementwise
 from gpu_layers.runtime.backend import backend_for
 from gpu_layers.runtime.copying import natural
 
@@ -91,7 +91,7 @@ def dropout_add_forward(
     return y, DropoutAddSaved(phi, order, dropout, gradient_bits=bits, writes=writes, **kept)
 
 
-def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Array, Array]:
+def dropout_add_backward(dy: Array, saved: DropoutAddSaved, *, out: Array = None) -> tuple[Array, Array, Array]:
     """Gradients of :func:`dropout_add_forward`; its mask is drawn again.
 
     Parameters
@@ -99,6 +99,8 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Arra
     dy : array
         Shape and dtype of y.
     saved : DropoutAddSaved
+    out : array, optional
+        Where to write dx; must not overlap dy, which is the gradient of the residual, or x.
 
     Returns
     -------
@@ -115,21 +117,26 @@ def dropout_add_backward(dy: Array, saved: DropoutAddSaved) -> tuple[Array, Arra
     TypeError
         If dy has another array type or dtype than y.
     ValueError
-        If dy has another shape than y.
+        If dy has another shape than y, or out cannot take the result.
     RuntimeError
         If the gradient depends on x and this library has written to x since the forward.
     """
-    dropout = saved.dropout
-    if not saved.has_bias and saved.activation == "identity":
-        return dropout_backward(dy, dropout), dy, None
+    dropout, has_bias = saved.dropout, saved.has_bias
     mask = dropout.mask
-    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, mask.rng_state, mask.sample_ids))
+    backend = backend_for(dy, optional=(saved.x, saved.gradient_bits, mask.rng_state, mask.sample_ids, out))
     check_gradient(dy, dropout.shape, dropout.dtype)
-    if not saved.has_bias and saved.gradient_bits is not None:
-        return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale), dy, None
-    check_unwritten(saved.writes, x=saved.x, bias=saved.bias)
-    dropout.check_unwritten()
-    dx, dbias = backend.dropout_add_backward(dy, saved)
+    # With ReLU's bits nothing else is needed.
+    by_bits = not has_bias and saved.gradient_bits is not None
+    if not by_bits:
+        check_unwritten(saved.writes, x=saved.x, bias=saved.bias)
+        dropout.check_unwritten()
+    if out is not None:
+        claim(out, dy.shape, dy.dtype, dy, saved.x)
+    if by_bits:
+        return backend.relu_dropout_backward(dy, saved.gradient_bits, dropout.scale, out), dy, None
+    if not has_bias and saved.activation == "identity":
+        return backend.dropout_backward(dy, mask, dropout.scale, out=out), dy, None
+    dx, dbias = backend.dropout_add_backward(dy, saved, out)
     if dbias is not None and dbias.dtype != saved.bias_dtype:
         dbias = _of_dtype(dbias, saved.bias_dtype)
     return dx, dy, dbias

@@ -18,6 +18,7 @@ from gpu_layers.core.valid import ValidPositions
 from gpu_layers.ops.batch_norm import batch_norm_backward, check_input, checked_forward
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_eps, check_gradient
+from gpu_layers.ops.output import claim, claim_elementwise
 from gpu_layers.ops.padding import part_of
 from gpu_layers.runtime.backend import backend_for
 
@@ -35,6 +36,7 @@ def ghost_batch_norm_forward(
     activation: str | None = None,
     channels_last: bool = False,
     valid: ValidPositions | None = None,
+    out: Array = None,
 ) -> tuple[Array, GhostBatchNormSaved]:
     """:func:`batch_norm_forward` of each group of samples, in the order of the groups.
 
@@ -49,6 +51,8 @@ def ghost_batch_norm_forward(
         From 0 to ``x.shape[0]``, ascending: group g is ``x[bounds[g]:bounds[g + 1]]``.
     valid : ValidPositions, optional
         Of a padded batch, the positions that count; y and the gradients are +0 at others.
+    out : array, optional
+        Where to write y; must not overlap x or residual.
 
     Returns
     -------
@@ -63,11 +67,12 @@ def ghost_batch_norm_forward(
         As :func:`batch_norm_forward`, also for a group with a single value per channel, and for bounds that do not
         cover all of x.
     """
-    backend = backend_for(x, optional=(gamma, beta, residual))
+    backend = backend_for(x, optional=(gamma, beta, residual, out))
     phi, eps, bounds, before = _checked((x, gamma, beta, residual), activation, channels_last, eps, bounds)
     if valid is not None:
         before = valid.before
-    return checked_ghost_forward(backend, x, gamma, beta, eps, bounds, before, residual, phi, channels_last, valid)[:2]
+    given = (x, gamma, beta, eps, bounds, before, residual, phi, channels_last, valid)
+    return checked_ghost_forward(backend, *given, out=out)[:2]
 
 
 def checked_ghost_forward(
@@ -84,8 +89,9 @@ def checked_ghost_forward(
     valid: ValidPositions | None,
     merges: bool = False,
     running: RunningStatistics | None = None,
+    out: Array = None,
 ) -> tuple[Array, GhostBatchNormSaved, Array]:
-    """:func:`ghost_batch_norm_forward` of checked arguments.
+    """:func:`ghost_batch_norm_forward` of checked arguments, of which ``out`` is claimed here.
 
     Parameters
     ----------
@@ -98,7 +104,9 @@ def checked_ghost_forward(
     """
     parts: tuple[ValidPositions, ...] = ()
     if before[-1] == 0:
-        given = (x, gamma, beta, eps, residual, activation, channels_last, None, running, valid)
+        if out is not None:
+            claim(out, x.shape, x.dtype, x, residual)
+        given = (x, gamma, beta, eps, residual, activation, channels_last, out, running, valid)
         y, whole = checked_forward(backend, *given)
         bounds, parts, statistics = (
             (0, x.shape[0]),
@@ -113,11 +121,24 @@ def checked_ghost_forward(
         channels = x.shape[-1 if channels_last else 1]
         shape = [bounds[group + 1] - bounds[group], *x.shape[1:]] if valid is None else [1, channels]
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {shape}")
+    if out is not None:
+        claim(out, x.shape, x.dtype, x, residual)
     if valid is not None:
         with place_of(x):
             parts = tuple([part_of(valid, start, stop, x) for start, stop in pairwise(bounds)])
     y, statistics, merged = backend.ghost_batch_norm_forward(
-        x, gamma, beta, eps, bounds, channels_last, residual, activation, parts, counts if merges else None, running
+        x,
+        gamma,
+        beta,
+        eps,
+        bounds,
+        channels_last,
+        residual,
+        activation,
+        parts,
+        counts if merges else None,
+        running,
+        out,
     )
     return y, GhostBatchNormSaved(x, bounds, statistics, channels_last, residual, activation, valid=parts), merged
 
@@ -152,7 +173,7 @@ def _checked(
     return phi, eps, own, values_before(x, channels_last, None)
 
 
-def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Array, ...]:
+def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved, *, out: Array = None) -> tuple[Array, ...]:
     """Gradients of :func:`ghost_batch_norm_forward`: those of each group. A kernel adds dgamma and dbeta in float64.
 
     Parameters
@@ -160,6 +181,8 @@ def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Ar
     dy : array
         Shape and dtype of y.
     saved : GhostBatchNormSaved
+    out : array, optional
+        Where to write dx; may be dy, must not overlap x or the residual.
 
     Returns
     -------
@@ -171,10 +194,12 @@ def ghost_batch_norm_backward(dy: Array, saved: GhostBatchNormSaved) -> tuple[Ar
     TypeError, ValueError, RuntimeError
         As :func:`batch_norm_backward`.
     """
-    backend = backend_for(dy, saved.x)
+    backend = backend_for(dy, saved.x, optional=(out,))
     check_gradient(dy, saved.x.shape, saved.x.dtype)
     saved.check_unwritten()
     if len(saved.bounds) == 2:
-        return batch_norm_backward(dy, saved.groups[0])
-    gradients = backend.ghost_batch_norm_backward(dy, saved)
+        return batch_norm_backward(dy, saved.groups[0], out=out)
+    if out is not None:
+        dy = claim_elementwise(out, dy, apart=(saved.x, saved.residual))
+    gradients = backend.ghost_batch_norm_backward(dy, saved, out)
     return gradients[:3] if saved.residual is None else gradients

@@ -13,7 +13,7 @@ from gpu_layers.core.array import Array
 from gpu_layers.core.cuda import array_module, place_of
 from gpu_layers.core.writes import record_write
 from gpu_layers.ops.checks import check_overlap, described
-from gpu_layers.runtime.copying import ready_copy
+from gpu_layers.runtime.copying import copy_into, ready_copy
 
 
 def claim(out: Array, shape: tuple[int, ...], dtype: np.dtype, *inputs: Array) -> None:
@@ -33,27 +33,35 @@ def claim(out: Array, shape: tuple[int, ...], dtype: np.dtype, *inputs: Array) -
         If out cannot take the result, or overlaps an input.
     """
     _check(out, shape, dtype)
-    for one in inputs:
-        if one is not None and array_module(out).may_share_memory(out, one):
-            raise ValueError("out must not overlap an input: the operation still reads its input while it writes")
+    _check_apart(out, inputs)
     record_write(out)
 
 
-def claim_elementwise(out: Array, x: Array, *others: Array) -> Any:
+def claim_elementwise(out: Array, x: Array, *others: Array, apart: tuple[Array, ...] = ()) -> Any:
     """The same for a result like x whose elements each need that element of the inputs alone: out may be an input.
+
+    Parameters
+    ----------
+    out, x : array
+    *others : array or None
+        Further inputs.
+    apart : tuple
+        Arrays or Nones that out must not overlap all the same: what a forward saved stays as it is.
 
     Returns
     -------
-    array, or list of array if there are others
+    array, or list if there are others
         The inputs: a copy of one that overlaps out without being it.
     """
     in_place = "the input is read-only, and cannot be changed in place: pass a copy"
     _check(out, x.shape, x.dtype, in_place if out is x else _READ_ONLY)
+    _check_apart(out, apart)
     record_write(out)
     xp = array_module(out)
     with place_of(out):
         inputs = [
-            ready_copy(xp, one) if one is not out and xp.may_share_memory(out, one) else one for one in (x, *others)
+            ready_copy(xp, one) if one is not None and one is not out and xp.may_share_memory(out, one) else one
+            for one in (x, *others)
         ]
     return inputs if others else inputs[0]
 
@@ -69,6 +77,22 @@ def _check(out: Array, shape: tuple[int, ...], dtype: np.dtype, read_only: str =
     check_overlap(out)
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError(read_only)
+
+
+def _check_apart(out: Array, inputs: tuple[Array, ...]) -> None:
+    for one in inputs:
+        if one is not None and array_module(out).may_share_memory(out, one):
+            raise ValueError("out must not overlap an input: the operation still reads its input while it writes")
+
+
+def zeros(like: Array, out: Array = None) -> Array:
+    """Zeros of an array's shape and dtype: in ``out``, if it is given."""
+    xp = array_module(like)
+    result = xp.zeros(like.shape, like.dtype)
+    if out is None:
+        return result
+    copy_into(xp, out, result)
+    return out
 
 
 def claim_pooled(

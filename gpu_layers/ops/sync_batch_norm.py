@@ -25,6 +25,7 @@ from gpu_layers.ops.batch_norm import (
 )
 from gpu_layers.ops.checked import Checked
 from gpu_layers.ops.checks import check_eps, check_gradient
+from gpu_layers.ops.output import claim, claim_elementwise, zeros
 from gpu_layers.runtime.backend import backend_for
 
 __all__ = ["SyncBatchNormSaved", "sync_batch_norm_backward", "sync_batch_norm_forward"]
@@ -128,6 +129,7 @@ def sync_batch_norm_forward(
     activation: str | None = None,
     channels_last: bool = False,
     valid: ValidPositions | None = None,
+    out: Array = None,
 ) -> tuple[Array, SyncBatchNormSaved]:
     """:func:`batch_norm_forward` of a batch that is split between processes.
 
@@ -141,6 +143,8 @@ def sync_batch_norm_forward(
     communicator : Communicator
     valid : ValidPositions, optional
         Of a padded batch, the positions that count; y and the gradients are +0 at others.
+    out : array, optional
+        Where to write y; must not overlap x or residual.
 
     Returns
     -------
@@ -157,10 +161,11 @@ def sync_batch_norm_forward(
     RuntimeError
         If the other processes do not answer, or while a graph is captured.
     """
-    backend = backend_for(x, optional=(gamma, beta, residual))
+    backend = backend_for(x, optional=(gamma, beta, residual, out))
     phi, eps = _checked((x, gamma, beta, residual), activation, channels_last, eps)
     check_communicator(communicator)
-    return checked_sync_forward(x, backend, gamma, beta, communicator, eps, residual, phi, channels_last, valid)
+    given = (gamma, beta, communicator, eps, residual, phi, channels_last, valid)
+    return checked_sync_forward(x, backend, *given, out=out)
 
 
 @Checked
@@ -184,24 +189,32 @@ def checked_sync_forward(
     channels_last: bool,
     valid: ValidPositions | None,
     running: RunningStatistics | None = None,
+    out: Array = None,
 ) -> tuple[Array, SyncBatchNormSaved]:
-    """:func:`sync_batch_norm_forward` of checked arguments; the statistics are folded into ``running``, if given."""
+    """:func:`sync_batch_norm_forward` of checked arguments, of which ``out`` is claimed here.
+
+    The statistics are folded into ``running``, if given.
+    """
     if communicator.size > 1:
         refuse_capture(x, "SyncBatchNorm of several processes", "they exchange their statistics")
     channels = x.shape[-1 if channels_last else 1]
     own = x.size // max(channels, 1) if valid is None else valid.count
     if communicator.size == 1:
         _check_values([own], x, channels, valid, communicator)
+        if out is not None:
+            claim(out, x.shape, x.dtype, x, residual)
         running = None if running is None else running._replace(values=own)
         y, local = checked_forward(
-            backend, x, gamma, beta, eps, residual, activation, channels_last, None, running, valid
+            backend, x, gamma, beta, eps, residual, activation, channels_last, out, running, valid
         )
         return y, SyncBatchNormSaved(local, own, communicator)
+    if out is not None:
+        claim(out, x.shape, x.dtype, x, residual)
     told = _exchanged(backend, x, own, communicator, channels_last, valid)
     # Only where this part has too few values they may be the only ones: else the host need not wait for the exchange.
     if own < 2:
         _check_values([*to_host(told[:, -1])], x, channels, valid, communicator)
-    given = (gamma, beta, eps, channels_last, residual, activation, running, valid)
+    given = (gamma, beta, eps, channels_last, residual, activation, running, valid, out)
     y, statistics, count = backend.sync_batch_norm_normalize(x, told, *given)
     local = BatchNormSaved(x, statistics, channels_last, residual, activation, write_count(), valid)
     return y, SyncBatchNormSaved(local, count, communicator)
@@ -219,7 +232,7 @@ def _check_values(
 
 
 @placed
-def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Array, ...]:
+def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved, *, out: Array = None) -> tuple[Array, ...]:
     """Gradients of :func:`sync_batch_norm_forward`: one exchange of two sums per channel, added in rank order.
 
     dy, x and a residual are read twice: for the sums before the exchange, and for the gradients after it.
@@ -232,6 +245,8 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     dy : array
         Shape and dtype of y.
     saved : SyncBatchNormSaved
+    out : array, optional
+        Where to write dx; may be dy, must not overlap x or the residual.
 
     Returns
     -------
@@ -250,10 +265,12 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     """
     local = saved.local
     if saved.communicator.size == 1:
-        return batch_norm_backward(dy, local)
-    backend = backend_for(dy, local.x)
+        return batch_norm_backward(dy, local, out=out)
+    backend = backend_for(dy, local.x, optional=(out,))
     check_gradient(dy, local.x.shape, local.x.dtype)
     local.check_unwritten()
+    if out is not None:
+        dy = claim_elementwise(out, dy, apart=(local.x, local.residual))
     communicator, is_empty = saved.communicator, local.count == 0
     if is_empty:
         xp = array_module(dy)
@@ -264,12 +281,12 @@ def sync_batch_norm_backward(dy: Array, saved: SyncBatchNormSaved) -> tuple[Arra
     if type(told) is not type(sums) or told.dtype != sums.dtype or told.shape != (communicator.size, *sums.shape):
         raise _answered_otherwise(communicator, sums, told)
     if is_empty:
-        dx, dresidual = (xp.zeros(dy.shape, dy.dtype) for _ in range(2))
+        dx, dresidual = zeros(dy, out), zeros(dy)
     else:
         count = saved.count
         if isinstance(count, int):
             count = array_module(dy).asarray(count, np.float64)
-        dx, dresidual = backend.sync_batch_norm_input_gradient(dy, local, told, count)
+        dx, dresidual = backend.sync_batch_norm_input_gradient(dy, local, told, count, out)
     return (dx, dgamma, dbeta) if local.residual is None else (dx, dgamma, dbeta, dresidual)
 
 

@@ -299,7 +299,7 @@ def batch_norm_backward(
     With ``xhat = (x - mean) * inv_std``, m values a channel and ``dz = phi'(gamma * xhat + beta + residual) * dy``:
     ``dbeta = sum dz``, ``dgamma = sum dz * xhat``,
     ``dx = gamma * inv_std * (dz - dbeta / m - xhat * dgamma / m)``, ``dresidual = dz``. They are written to the arrays
-    in ``out``, where these are not None.
+    in ``out``, where these are not None. The first may be dy.
 
     Returns
     -------
@@ -356,16 +356,24 @@ def batch_norm_add_gradients(sums: np.ndarray, count: np.ndarray | None = None) 
 @ieee
 @padded(0, 1)
 def batch_norm_input_gradient(
-    dy: np.ndarray, saved: BatchNormSaved, dgamma: np.ndarray, dbeta: np.ndarray, count: int
+    dy: np.ndarray,
+    saved: BatchNormSaved,
+    dgamma: np.ndarray,
+    dbeta: np.ndarray,
+    count: int,
+    out: tuple[np.ndarray | None, ...] = (None, None),
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values."""
+    """``dx`` and ``dresidual`` of a part of a batch, from ``dgamma`` and ``dbeta`` of all its ``count`` values.
+
+    They are written to the arrays in ``out``, where these are not None.
+    """
     mean_dz_xhat, mean_dz = (one.astype(np.float64) / count for one in (dgamma, dbeta))
 
     def in_float64(dz: np.ndarray, own: BatchNormSaved, part: slice) -> _Three:
         dx = _input_gradient(dz, _normalized_values(own), mean_dz_xhat[part], mean_dz[part], own)
         return dx, dgamma[part], dbeta[part]
 
-    dx, _, _, dresidual = _gradients(in_float64, dy, saved)
+    dx, _, _, dresidual = _gradients(in_float64, dy, saved, (out[0], None, None, out[1]))
     return dx, dresidual
 
 
@@ -442,11 +450,13 @@ def batch_norm_double_backward(
     ddresidual: np.ndarray | None,
     dy: np.ndarray,
     saved: BatchNormSaved,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of ``sum(ddx * dx) + sum(ddgamma * dgamma) + sum(ddbeta * dbeta) + sum(ddresidual * dresidual)``.
 
     Where ``dx``, ``dgamma``, ``dbeta`` and ``dresidual`` are those of :func:`batch_norm_backward`, as functions of
-    ``dy``, ``x`` and ``gamma``; the activation is straight on either side of 0.
+    ``dy``, ``x`` and ``gamma``; the activation is straight on either side of 0. ``ddy`` is written to ``out``, if
+    given, which may be dy, ddx or ddresidual.
 
     Returns
     -------
@@ -482,7 +492,7 @@ def batch_norm_double_backward(
     dx *= per_channel(inv_std)
     dgamma = inv_std * product * (x.size // gamma.size)
     ddy, dx = (np.ascontiguousarray(one.astype(x.dtype)) for one in (ddy, dx))
-    return ddy, dx, dgamma.astype(saved.statistics.dtype)
+    return delivered(ddy, out), dx, dgamma.astype(saved.statistics.dtype)
 
 
 @ieee

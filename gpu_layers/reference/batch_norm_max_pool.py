@@ -32,8 +32,9 @@ def batch_norm_max_pool(
     channels_last: bool = False,
     activation: str = "identity",
     running: RunningStatistics | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pool ``batch_norm_forward`` of the arguments.
+    """Pool ``batch_norm_forward`` of the arguments; y is written to ``out``, if given.
 
     Returns
     -------
@@ -43,7 +44,7 @@ def batch_norm_max_pool(
         As ``batch_norm_forward``.
     """
     normalised, statistics = batch_norm_forward(x, gamma, beta, eps, channels_last, None, activation, running)
-    return *max_pool_forward(normalised, window, channels_last), statistics
+    return *max_pool_forward(normalised, window, channels_last, out=out), statistics
 
 
 def batch_norm_max_pool_inference(
@@ -56,14 +57,15 @@ def batch_norm_max_pool_inference(
     window: Window,
     channels_last: bool = False,
     activation: str = "identity",
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pool ``batch_norm_inference`` of the arguments: y and taps, as ``max_pool_forward``, and its statistics."""
     normalised, statistics = batch_norm_inference(x, mean, var, gamma, beta, eps, channels_last, None, activation)
-    return *max_pool_forward(normalised, window, channels_last), statistics
+    return *max_pool_forward(normalised, window, channels_last, out=out), statistics
 
 
 def batch_norm_max_pool_backward(
-    dy: np.ndarray, argmax: np.ndarray, window: Window, norm: BatchNormSaved
+    dy: np.ndarray, argmax: np.ndarray, window: Window, norm: BatchNormSaved, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``max_pool_backward``, then ``batch_norm_backward``.
 
@@ -73,12 +75,12 @@ def batch_norm_max_pool_backward(
         As the latter.
     """
     dz = max_pool_backward(dy, argmax, window, norm.channels_last)
-    return batch_norm_backward(dz, norm)[:3]
+    return batch_norm_backward(dz, norm, (out, None, None, None))[:3]
 
 
 def batch_norm_max_pool_inference_backward(
-    dy: np.ndarray, argmax: np.ndarray, window: Window, norm: BatchNormSaved
+    dy: np.ndarray, argmax: np.ndarray, window: Window, norm: BatchNormSaved, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``max_pool_backward``, then ``batch_norm_inference_backward``: dx, dgamma, dbeta."""
     dz = max_pool_backward(dy, argmax, window, norm.channels_last)
-    return batch_norm_inference_backward(dz, norm)[:3]
+    return batch_norm_inference_backward(dz, norm, (out, None, None, None))[:3]

@@ -71,7 +71,9 @@ def dropout_add_forward(
 
 
 @ieee
-def dropout_add_backward(dy: np.ndarray, saved: DropoutAddSaved) -> tuple[np.ndarray, np.ndarray | None]:
+def dropout_add_backward(
+    dy: np.ndarray, saved: DropoutAddSaved, out: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Gradients of x and of the bias; that of the residual is dy.
 
     Parameters
@@ -79,6 +81,8 @@ def dropout_add_backward(dy: np.ndarray, saved: DropoutAddSaved) -> tuple[np.nda
     dy : ndarray
     saved : DropoutAddSaved
         ``x`` is None where the gradient does not depend on it: for ReLU, whose bits the forward left, and identity.
+    out : ndarray, optional
+        Array to fill with dx.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def dropout_add_backward(dy: np.ndarray, saved: DropoutAddSaved) -> tuple[np.nda
         Sums of dx, before it is rounded; of the accumulation dtype.
     """
     phi = ACTIVATIONS[saved.activation]
-    dx = np.empty(dy.shape, dy.dtype)
+    dx = flat_result(out, dy)
     accumulate = accumulation_dtype(dy.dtype).type
     factor = accumulate(saved.dropout.scale)
     gradients, target = np.ascontiguousarray(dy).reshape(-1), dx.reshape(-1)
@@ -112,7 +116,7 @@ def dropout_add_backward(dy: np.ndarray, saved: DropoutAddSaved) -> tuple[np.nda
         target[chunk] = result
         if saved.has_bias:
             total += np.bincount(np.arange(chunk.start, chunk.stop) % features, result, features)
-    return dx, total.astype(accumulate) if saved.has_bias else None
+    return delivered(dx, out), total.astype(accumulate) if saved.has_bias else None
 
 
 def _biased(source: np.ndarray, bias: np.ndarray | None, chunk: slice, accumulate: type[np.floating]) -> np.ndarray:

@@ -33,6 +33,7 @@ def ghost_batch_norm_forward(
     valid: Sequence[ValidPositions] = (),
     counts: tuple[int, ...] | None = None,
     running: RunningStatistics | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """:func:`batch_norm_forward` of each group of samples.
 
@@ -48,6 +49,8 @@ def ghost_batch_norm_forward(
         Values per channel in each group: the statistics of all are merged then.
     running : RunningStatistics, optional
         The merged statistics are folded in there, if there are counts.
+    out : ndarray, optional
+        Where y is written to.
 
     Returns
     -------
@@ -58,7 +61,8 @@ def ghost_batch_norm_forward(
         Mean and biased variance of the whole batch, as of :func:`batch_norm_merge_parts`.
     """
     channels = x.shape[-1 if channels_last else 1]
-    y, statistics = np.empty(x.shape, x.dtype), np.empty((len(bounds) - 1, 5 * channels), accumulation_dtype(x.dtype))
+    y = np.empty(x.shape, x.dtype) if out is None else out
+    statistics = np.empty((len(bounds) - 1, 5 * channels), accumulation_dtype(x.dtype))
     for group, (start, stop) in enumerate(pairwise(bounds)):
         own = None if residual is None else residual[start:stop]
         kept, positions = statistics[group].reshape(5, channels), valid[group] if valid else None
@@ -71,16 +75,18 @@ def ghost_batch_norm_forward(
 
 
 def ghost_batch_norm_backward(
-    dy: np.ndarray, saved: GhostBatchNormSaved
+    dy: np.ndarray, saved: GhostBatchNormSaved, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of :func:`ghost_batch_norm_forward`: of each group, dgamma and dbeta added in float64.
+
+    dx is written to ``out``, if given, which may be dy.
 
     Returns
     -------
     dx, dgamma, dbeta, dresidual
         As of :func:`batch_norm_backward`.
     """
-    dx = np.empty(dy.shape, dy.dtype)
+    dx = np.empty(dy.shape, dy.dtype) if out is None else out
     dresidual = None if saved.residual is None else np.empty(dy.shape, dy.dtype)
     sums = np.empty((len(saved.groups), 2, saved.groups[0].mean.size), saved.statistics.dtype)
     for (start, stop), group, of_channels in zip(pairwise(saved.bounds), saved.groups, sums, strict=True):

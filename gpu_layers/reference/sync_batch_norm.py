@@ -59,6 +59,7 @@ def sync_batch_norm_normalize(
     activation: str = "identity",
     running: RunningStatistics | None = None,
     valid: ValidPositions | None = None,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Normalise a part by the statistics of all.
 
@@ -66,7 +67,7 @@ def sync_batch_norm_normalize(
     ----------
     told : ndarray of float64, shape (parts, ...)
         :func:`sync_batch_norm_statistics` of each.
-    x, gamma, beta, eps, channels_last, residual, activation, running, valid
+    x, gamma, beta, eps, channels_last, residual, activation, running, valid, out
         As of :func:`batch_norm_forward`.
 
     Returns
@@ -78,7 +79,7 @@ def sync_batch_norm_normalize(
     """
     parts, channels = told.view(accumulation_dtype(x.dtype)), x.shape[-1 if channels_last else 1]
     (mean, var), count = batch_norm_merge_parts(parts, told[:, -1], channels, running)
-    given = (mean, var, gamma, beta, eps, channels_last, residual, activation, None, valid)
+    given = (mean, var, gamma, beta, eps, channels_last, residual, activation, out, valid)
     return *batch_norm_inference(x, *given), np.asarray(count)
 
 
@@ -89,7 +90,7 @@ def sync_batch_norm_sums(dy: np.ndarray, saved: BatchNormSaved) -> tuple[np.ndar
 
 
 def sync_batch_norm_input_gradient(
-    dy: np.ndarray, saved: BatchNormSaved, told: np.ndarray, count: np.ndarray
+    dy: np.ndarray, saved: BatchNormSaved, told: np.ndarray, count: np.ndarray, out: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Gradients of x and of the residual of a part.
 
@@ -101,10 +102,12 @@ def sync_batch_norm_input_gradient(
         Sums of :func:`sync_batch_norm_sums` of each.
     count : ndarray of float64, shape ()
         Values per channel in all parts.
+    out : ndarray, optional
+        Where dx is written to; may be dy.
 
     Returns
     -------
     dx, dresidual
         As of :func:`batch_norm_input_gradient`.
     """
-    return batch_norm_input_gradient(dy, saved, *batch_norm_add_gradients(told, count), 1)
+    return batch_norm_input_gradient(dy, saved, *batch_norm_add_gradients(told, count), 1, (out, None))

@@ -8,6 +8,7 @@ import torch
 import gpu_layers as gl
 from gpu_layers import catalogue
 from gpu_layers.catalogue import OPERATIONS
+from gpu_layers.distributed import SingleProcess
 
 ONES = np.ones(4, np.float32)
 
@@ -100,6 +101,12 @@ def test_arrays_of_two_kinds_are_refused(on_a_gpu):
     _, relu = gl.ops.relu_forward(X)
     _, dropout = gl.ops.dropout_forward(X, 0.5, 1, 2)
     _, pool = gl.ops.max_pool_forward(X, (1, 1))
+    _, norm = gl.ops.batch_norm_forward(X, None, None)
+    _, ghost = gl.ops.ghost_batch_norm_forward(X, None, None, bounds=(0, 1, 2))
+    _, gelu = gl.ops.activation_dropout_forward(X, "gelu", 0.5, 1, 2)
+    _, added = gl.ops.dropout_add_forward(X, X, 0.5, 1, 2)
+    _, normed_pool = gl.ops.batch_norm_max_pool_forward(X, None, None, (1, 1))
+    _, sync = gl.ops.sync_batch_norm_forward(X, None, None, SingleProcess())
     mixtures = [
         lambda: gl.ops.batch_norm_forward(on_a_gpu, ONES, None),
         lambda: gl.ops.batch_norm_inference(on_a_gpu, ONES, ONES, None, None),
@@ -108,7 +115,22 @@ def test_arrays_of_two_kinds_are_refused(on_a_gpu):
         lambda: gl.ops.dropout_backward(X, dropout, out=on_a_gpu),
         lambda: gl.ops.relu_forward(X, out=on_a_gpu),
         lambda: gl.ops.relu_backward(on_a_gpu, relu),
+        lambda: gl.ops.relu_backward(X, relu, out=on_a_gpu),
         lambda: gl.ops.max_pool_backward(on_a_gpu, pool),
+        lambda: gl.ops.batch_norm_backward(X, norm, out=on_a_gpu),
+        lambda: gl.ops.batch_norm_inference_backward(X, norm, out=on_a_gpu),
+        lambda: gl.ops.batch_norm_double_backward(X, None, None, X, norm, out=on_a_gpu),
+        lambda: gl.ops.ghost_batch_norm_forward(X, None, None, bounds=(0, 1, 2), out=on_a_gpu),
+        lambda: gl.ops.ghost_batch_norm_backward(X, ghost, out=on_a_gpu),
+        lambda: gl.ops.sync_batch_norm_forward(X, None, None, SingleProcess(), out=on_a_gpu),
+        lambda: gl.ops.sync_batch_norm_backward(X, sync, out=on_a_gpu),
+        lambda: gl.ops.activation_dropout_forward(X, "gelu", 0.5, 1, 2, out=on_a_gpu),
+        lambda: gl.ops.activation_dropout_backward(X, gelu, out=on_a_gpu),
+        lambda: gl.ops.dropout_add_backward(X, added, out=on_a_gpu),
+        lambda: gl.ops.batch_norm_max_pool_forward(X, None, None, (1, 1), out=on_a_gpu),
+        lambda: gl.ops.batch_norm_max_pool_inference(X, ONES, ONES, None, None, (1, 1), out=on_a_gpu),
+        lambda: gl.ops.batch_norm_max_pool_backward(X, normed_pool, out=on_a_gpu),
+        lambda: gl.ops.batch_norm_max_pool_inference_backward(X, normed_pool, out=on_a_gpu),
     ]
     for mixture in mixtures:
         with pytest.raises(TypeError, match="NumPy and CuPy arrays were mixed: move them to one place first"):

@@ -5,103 +5,121 @@ import pytest
 
 import gpu_layers as gl
 from gpu_layers import ops
+from gpu_layers.core.writes import check_unwritten, write_count
+from gpu_layers.distributed import SingleProcess
+from gpu_layers.ops.padding import valid_positions
+from gpu_layers.runtime.backend import use_executor
+from gpu_layers.runtime.limits import force_limits
 from tests.inputs import (
     LAYOUTS,
     WRITABLE_LAYOUTS,
+    assert_all_same_bits,
     assert_same_bits,
-    assert_same_values,
+    each_backend,
     each_dtype,
-    normal,
-    with_specials,
+    unchanged,
+)
+from tests.ops.out_cases import (
+    APART,
+    MAY_BE_DY,
+    NORMS,
+    ONES,
+    TwoAlike,
+    X,
+    activated,
+    added,
+    batch_norm,
+    each,
+    each_case,
+    ghost,
+    inference,
+    listed,
+    norm_pool_cases,
+    second,
+    sync,
 )
 
-X = normal((2, 3, 7, 6), np.float32)
-ONES = np.ones(3, np.float32)
+
+def is_noticed(since, array):
+    with pytest.raises(RuntimeError, match="has been modified by an inplace operation"):
+        check_unwritten(since, array=array)
+    return True
 
 
-def pool_cases():
-    for last in (False, True):
-        x = np.ascontiguousarray(np.moveaxis(X, 1, -1)) if last else X
-        options = {"channels_last": last}
-        yield (
-            "max_pool",
-            x,
-            lambda x, o=options, **k: ops.max_pool_forward(x, (3, 2), 2, 1, **o, **k),
-            ops.max_pool_backward,
-        )
-        yield (
-            "avg_pool",
-            x,
-            lambda x, o=options, **k: ops.avg_pool_forward(x, (2, 3), 1, **o, **k),
-            ops.avg_pool_backward,
-        )
-        for p in (1.0, 2.5, float("inf")):
-            yield (
-                f"lp_pool {p}",
-                x,
-                lambda x, p=p, o=options, **k: ops.lp_pool_forward(x, p, (2, 3), 2, **o, **k),
-                ops.lp_pool_backward,
-            )
-        yield (
-            "adaptive_max_pool",
-            x,
-            lambda x, o=options, **k: ops.adaptive_max_pool_forward(x, (3, 4), **o, **k),
-            ops.max_pool_backward,
-        )
-        yield (
-            "global_avg_pool",
-            x,
-            lambda x, o=options, **k: ops.adaptive_avg_pool_forward(x, (1, 1), **o, **k),
-            ops.avg_pool_backward,
-        )
-    yield "unbatched max_pool", X[0], lambda x, **k: ops.max_pool_forward(x, (2, 2), **k), ops.max_pool_backward
-    yield "unbatched avg_pool", X[0], lambda x, **k: ops.avg_pool_forward(x, (2, 2), **k), ops.avg_pool_backward
-
-
-def batch_norm_cases():
-    yield "batch_norm", X, lambda x, **k: ops.batch_norm_forward(x, ONES, None, activation="relu", **k), None
-    yield "inference", X, lambda x, **k: ops.batch_norm_inference(x, ONES, ONES, ONES, None, **k), None
-
-
-ELEMENTWISE = {
-    "relu": (ops.relu_forward, ops.relu_backward),
-    "dropout": (lambda x, **k: ops.dropout_forward(x, 0.5, 1, 2, **k), ops.dropout_backward),
-}
-CASES = [*pool_cases(), *batch_norm_cases()]
-CASES += [("relu", X, ops.relu_forward, None), ("dropout", X, *ELEMENTWISE["dropout"])]
-each_case = pytest.mark.parametrize(
-    ("x", "forward", "backward"),
-    [case[1:] for case in CASES],
-    ids=[f"{name} {'NHWC' if x.shape[-1] == 3 else 'NCHW'}" for name, x, *_ in CASES],
-)
+def assert_out_takes(x, forward, backward, layout):
+    """The same bits with and without out; what is written is noticed, and nothing else is written."""
+    expected, saved = forward(x)
+    out, since = LAYOUTS[layout](np.full_like(expected, 7)), write_count()
+    with unchanged(x):
+        y, also_saved = forward(x, out=out)
+    assert y is out
+    assert is_noticed(since, out)
+    assert_same_bits(np.ascontiguousarray(out), expected)
+    gradients = listed(backward(expected, saved))
+    target, since = LAYOUTS[layout](np.full_like(gradients[0], 7)), write_count()
+    with unchanged(x, expected):
+        found = listed(backward(expected, also_saved, out=target))
+    assert found[0] is target
+    assert is_noticed(since, target)
+    assert_all_same_bits([np.ascontiguousarray(target), *found[1:]], gradients)
 
 
 @each_case
 @pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
-@pytest.mark.parametrize("backend", ["reference", "emulated"])
+@each_backend
 def test_results_are_the_same_bits(x, forward, backward, layout, backend):
     with gl.use_backend(backend):
-        expected, saved = forward(x)
-        out = LAYOUTS[layout](np.full_like(expected, 7))
-        y, also_saved = forward(x, out=out)
-        assert y is out
-        assert_same_bits(np.ascontiguousarray(out), expected)
-        if backward is None:
-            return
-        dx = backward(expected, saved)
-        target = LAYOUTS[layout](np.full_like(dx, 7))
-        assert backward(expected, also_saved, out=target) is target
-        assert_same_bits(np.ascontiguousarray(target), dx)
+        assert_out_takes(x, forward, backward, layout)
+
+
+@each([*MAY_BE_DY, *APART])
+@each_dtype
+@each_backend
+def test_results_of_all_dtypes_are_the_same_bits(x, forward, backward, backend, dtype):
+    with gl.use_backend(backend):
+        for layout in ("contiguous", "every_other"):
+            assert_out_takes(x.astype(dtype), forward, backward, layout)
+
+
+@each([*NORMS, *norm_pool_cases()])
+def test_what_is_read_twice_is_written_likewise(x, forward, backward):
+    with gl.use_backend("emulated"), force_limits(two_reads=True, index64=True):
+        assert_out_takes(x, forward, backward, "contiguous")
+
+
+class Counted:
+    """Launches nothing."""
+
+    def __init__(self):
+        self.count = 0
+
+    def launch(self, *arguments):
+        self.count += 1
+
+
+@each_case
+def test_a_contiguous_one_takes_no_more_launches(x, forward, backward):
+    counts = []
+    with use_executor(executor := Counted()):
+        y, saved = forward(x)
+        out, target = np.empty_like(y), np.empty_like(listed(backward(y, saved))[0])
+        for options in ({}, {"out": out}):
+            executor.count = 0
+            forward(x, **options)
+            counts.append(executor.count)
+        for options in ({}, {"out": target}):
+            executor.count = 0
+            backward(y, saved, **options)
+            counts.append(executor.count)
+    assert counts[0] == counts[1] > 0
+    assert counts[2] == counts[3] > 0
 
 
 @each_case
 def test_bad_ones_are_refused_and_left_alone(x, forward, backward):
     y, saved = forward(x)
-    calls = [lambda out: forward(x, out=out)]
-    results = [y]
-    if backward is not None:
-        calls.append(lambda out: backward(y, saved, out=out))
-        results.append(backward(y, saved))
+    calls = [lambda out: forward(x, out=out), lambda out: backward(y, saved, out=out)]
+    results = [y, listed(backward(y, saved))[0]]
     for call, result in zip(calls, results, strict=True):
         bad = {
             "result's dtype float32, got float64": (TypeError, np.full(result.shape, 7.0)),
@@ -111,45 +129,81 @@ def test_bad_ones_are_refused_and_left_alone(x, forward, backward):
             "expected a numpy.ndarray or cupy.ndarray, got list": (TypeError, [7.0]),
         }
         for message, (error, out) in bad.items():
+            since = write_count()
             with pytest.raises(error, match=message):
                 call(out)
             assert np.all(np.asarray(out) == 7)
+            assert write_count() == since
 
 
-@each_dtype
-@pytest.mark.parametrize("layout", WRITABLE_LAYOUTS)
-@pytest.mark.parametrize(("forward", "backward"), ELEMENTWISE.values(), ids=ELEMENTWISE)
-def test_elementwise_it_may_be_the_input(forward, backward, layout, dtype):
-    values, dy = with_specials((4, 5), dtype), normal((4, 5), dtype)
-    expected, saved = forward(values)
-    x = LAYOUTS[layout](values)
-    y, saved_in_place = forward(x, out=x)
-    assert y is x
-    assert_same_values(y, expected)
-    assert_same_bits(backward(dy, saved_in_place), backward(dy, saved))
+def test_nothing_is_exchanged_before_out_is_refused():
+    class Silent(TwoAlike):
+        def gather(self, values):
+            raise AssertionError("asked")
+
+    y, saved = sync(X, TwoAlike())
+    saved.communicator = Silent()
+    for call in (lambda out: sync(X, Silent(), out=out), lambda out: ops.sync_batch_norm_backward(y, saved, out=out)):
+        with pytest.raises(TypeError, match="out must have the result's dtype"):
+            call(np.empty(X.shape))
 
 
-def test_out_must_be_apart_from_what_is_read():
-    memory = np.arange(2 * X.size, dtype=np.float32)
-    x = memory[: X.size].reshape(X.shape)
-    before = memory.copy()
-    for forward in (
-        lambda out: ops.batch_norm_forward(x, None, None, out=out),
-        lambda out: ops.batch_norm_inference(x, ONES, ONES, None, None, out=out),
-        lambda out: ops.avg_pool_forward(x, (1, 1), out=out),
-        lambda out: ops.max_pool_forward(x, (1, 1), out=out),
+def nothing_valid(x):
+    return valid_positions(x, [(0, 0)] * len(x), None, False)
+
+
+EMPTY = np.empty((0, 3, 4, 4), np.float32)
+OF_NOTHING = {
+    "batch_norm": (EMPTY, batch_norm, ops.batch_norm_backward),
+    "inference": (EMPTY, inference, ops.batch_norm_inference_backward),
+    "second": (EMPTY, batch_norm, second),
+    "ghost": (EMPTY, lambda x, **k: ghost(x, bounds=(0, 0), **k), ops.ghost_batch_norm_backward),
+    "sync": (EMPTY, lambda x, **k: sync(x, TwoAlike(), **k), ops.sync_batch_norm_backward),
+    "pool": (
+        EMPTY,
+        lambda x, **k: ops.batch_norm_max_pool_forward(x, ONES, None, (2, 2), **k),
+        ops.batch_norm_max_pool_backward,
+    ),
+    "inference, pool": (
+        EMPTY,
+        lambda x, **k: ops.batch_norm_max_pool_inference(x, ONES, ONES, ONES, None, (2, 2), **k),
+        ops.batch_norm_max_pool_inference_backward,
+    ),
+    "dropout_add": (EMPTY, lambda x, **k: added(x, "gelu", bias=True, **k), ops.dropout_add_backward),
+    "relu": (EMPTY, ops.relu_forward, ops.relu_backward),
+    "gelu, dropout": (EMPTY, lambda x, **k: activated(x, "gelu", **k), ops.activation_dropout_backward),
+    "padded ghost": (X, lambda x, **k: ghost(x, valid=nothing_valid(x), **k), ops.ghost_batch_norm_backward),
+    "padded sync": (X, lambda x, **k: sync(x, TwoAlike(), valid=nothing_valid(x), **k), ops.sync_batch_norm_backward),
+}
+
+
+@pytest.mark.parametrize(("x", "forward", "backward"), OF_NOTHING.values(), ids=OF_NOTHING)
+@each_backend
+def test_nothing_is_written_as_well(x, forward, backward, backend):
+    with gl.use_backend(backend):
+        for layout in ("contiguous", "every_other"):
+            expected, saved = forward(x)
+            out = LAYOUTS[layout](np.full_like(expected, 7))
+            assert forward(x, out=out)[0] is out
+            assert_same_bits(np.ascontiguousarray(out), expected)
+            gradients = listed(backward(expected, saved))
+            out = LAYOUTS[layout](np.full_like(x, 7))
+            found = listed(backward(expected, saved, out=out))
+            assert found[0] is out
+            assert_all_same_bits([np.ascontiguousarray(out), *found[1:]], gradients)
+
+
+def test_a_refused_batch_leaves_out_alone():
+    """One value a channel: that is known before anything is written."""
+    x, out = np.ones((1, 3, 1, 1), np.float32), np.full((1, 3, 1, 1), 7, np.float32)
+    since = write_count()
+    for call in (
+        lambda: batch_norm(x, out=out),
+        lambda: ghost(x, bounds=(0, 1), out=out),
+        lambda: sync(x, SingleProcess(), out=out),
+        lambda: ops.batch_norm_max_pool_forward(x, ONES, None, (1, 1), out=out),
     ):
-        for out in (x, memory[1 : X.size + 1].reshape(X.shape)):
-            with pytest.raises(ValueError, match="out must not overlap an input"):
-                forward(out)
-    assert_same_bits(memory, before)
-    ops.max_pool_forward(x, (1, 1), out=memory[X.size :].reshape(X.shape))
-    assert_same_bits(memory[X.size :], before[: X.size])
-
-
-def test_what_was_saved_and_is_written_over_is_noticed():
-    x = X.copy()
-    _, saved = ops.batch_norm_forward(x, ONES, None)
-    ops.max_pool_forward(normal(X.shape, np.float32, 3), (1, 1), out=x)
-    with pytest.raises(RuntimeError, match="has been modified by an inplace operation"):
-        ops.batch_norm_backward(X, saved)
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+            call()
+    assert np.all(out == 7)
+    assert write_count() == since
