@@ -174,7 +174,7 @@ CASES = {
     "second derivatives": (second_derivatives, 65),
     "sync batch norm of two": (lambda: sync_batch_norm, 111),
     "sync batch norm of two, backward": (lambda: _backward(sync_batch_norm, ops.sync_batch_norm_backward), 80),
-    "SyncBatchNorm": (lambda: partial(gl.SyncBatchNorm(8), X), 66),
+    "SyncBatchNorm": (lambda: partial(gl.SyncBatchNorm(8), X), 64),
     "SyncBatchNorm backward": (lambda: _layer_backward(gl.SyncBatchNorm(8)), 52),
     "Dropout": (lambda: partial(gl.Dropout(0.5), X), 41),
     "MaxPool2d": (lambda: partial(gl.MaxPool2d(2), X), 35),
