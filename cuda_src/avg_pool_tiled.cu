@@ -262,13 +262,7 @@ __device__ __forceinline__ void scatter_strips(const T* dy, T* dx, int strip, co
     });
 }
 
-// Blocks that must fit on a multiprocessor at once: windows side by side leave nothing from row to row.
-// (sm_75 holds 1024 threads.)
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
-constexpr int kSideBySideBlocks = 4;
-#else
-constexpr int kSideBySideBlocks = 5;
-#endif
+// Blocks that must fit on a multiprocessor at once.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
 constexpr int kBackwardBlocks =
     Kernel == Stride && !ChannelsLast ? kSideBySideBlocks

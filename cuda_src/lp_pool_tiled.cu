@@ -206,7 +206,7 @@ __device__ __forceinline__ void by_power(int power, const PoolWindow& window, Ru
 //   power   1 or 2
 // Launch: as forward_strips.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast, bool Deep>
-__global__ void __launch_bounds__(kPoolThreads, kPoolBlocks<int>)
+__global__ void __launch_bounds__(kPoolThreads, ChannelsLast ? kSideBySideBlocks : kPoolBlocks<int>)
     lp_pool_forward_tiled(const T* x, T* y, int strip, PoolWindow window, int power) {
     static_assert(Kernel == Stride && Pad == 0, "windows side by side");
     by_power<PoolTile<T, Kernel, Stride, Pad, ChannelsLast>>(power, window, [&](auto whole, auto norm) {

@@ -22,6 +22,14 @@
 
 #include "pool_window.cuh"
 
+// Blocks that must fit on a multiprocessor at once, whose windows side by side leave nothing from row to row.
+// (sm_75 holds 1024 threads.)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
+constexpr int kSideBySideBlocks = 4;
+#else
+constexpr int kSideBySideBlocks = 5;
+#endif
+
 // Windows of Kernel x Kernel over height and width, Stride apart, Pad before the first element; depth is that
 // of PoolWindow. One axis is a plane of height 1, whose windows have their other rows outside.
 template <typename T, int Kernel, int Stride, int Pad, bool ChannelsLast>
