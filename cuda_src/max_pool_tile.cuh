@@ -120,6 +120,8 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
 #endif
     // More would take too many registers.
     constexpr int kRowsAtOnce = ChannelsLast && Kernel > 2 ? 1 : Kernel;
+    // Outputs one below the other whose rows are read together: of windows side by side.
+    constexpr int kOutputs = Whole && Kernel == Stride && kRowsTogether > 0 ? kRowsTogether / Kernel : 1;
     for_each_unit<int>(window, [&](const PoolPosition<int>& tile, long long) {
         const T* image = x + input.before(tile);
         const long long before = output.before(tile);
@@ -227,26 +229,45 @@ __device__ __forceinline__ void forward_strips(const T* x, T* y, unsigned char* 
             }
         } else {
 #pragma unroll 1
-            for (int row = begin; row < end; ++row) {
-                const int top = row * Stride - Pad;
-                int first[kLanes] = {};
-                Best best;
-                best.start_with_nothing(first);
+            for (int begun = begin; begun < end; begun += kOutputs) {
+                Best best[kOutputs];
+                const int first[kLanes] = {};
+#pragma unroll
+                for (int u = 0; u < kOutputs; ++u) best[u].start_with_nothing(first);
 #pragma unroll 1
                 for (int kd = depth.begin; kd < depth.end; ++kd) {
                     const int d = depth.origin + kd * window.dilation[0];
                     const int first_tap = first_tap_of<Kernel, Pad>(window, kd);
-#pragma unroll kRowsAtOnce
-                    for (int j = 0; j < Kernel; ++j) {
-                        const Best row_best = row_max(d, top + j, top, first_tap);
+                    const auto top = [&](int u) {
+                        return (u == 0 ? begun : min(begun + u, end - 1)) * Stride - Pad;
+                    };
+                    const auto take = [&](int u, int j, const Best& row_best) {
                         if (kd == depth.begin && j == 0) {
-                            best = row_best;
+                            best[u] = row_best;
                         } else {
-                            best.take(row_best);
+                            best[u].take(row_best);
                         }
+                    };
+                    if constexpr (kOutputs > 1) {
+                        TileRow<T, Tile> rows[kOutputs * Kernel];
+#pragma unroll
+                        for (int i = 0; i < kOutputs * Kernel; ++i)
+                            rows[i] = read(d, top(i / Kernel) + i % Kernel);
+#pragma unroll
+                        for (int i = 0; i < kOutputs * Kernel; ++i) {
+                            const int u = i / Kernel, j = i % Kernel;
+                            take(u, j, row_max_of(rows[i], top(u) + j, top(u), first_tap));
+                        }
+                    } else {
+#pragma unroll kRowsAtOnce
+                        for (int j = 0; j < Kernel; ++j)
+                            take(0, j, row_max(d, top(0) + j, top(0), first_tap));
                     }
                 }
-                write(row, best);
+#pragma unroll
+                for (int u = 0; u < kOutputs; ++u) {
+                    if (u == 0 || begun + u < end) write(begun + u, best[u]);
+                }
             }
         }
     });

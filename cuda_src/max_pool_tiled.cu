@@ -13,7 +13,7 @@ constexpr int kForwardBlocks = Kernel > 3 ? 2 : 4;
 #elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 1000
 constexpr int kForwardBlocks = Kernel > 3 ? (ChannelsLast ? 2 : 3) : 4;
 #else
-constexpr int kForwardBlocks = Kernel > 3 ? 2 : (Deep && !ChannelsLast ? 3 : 4);
+constexpr int kForwardBlocks = Kernel > 3 ? 2 : (Deep && !ChannelsLast && Kernel > 2 ? 3 : 4);
 #endif
 
 // Launch: as forward_strips.
