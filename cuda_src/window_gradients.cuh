@@ -405,11 +405,11 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
         const int begin = tile.at[1] * strip;
         const int end = min(begin + strip, (input.height + kStride - 1) / kStride);
         auto rows = finish(tile, input, begin, end);
-        const auto load = [&](int d, int h, bool inside) {
+        const auto read = [&](int d, int h, bool inside) {
             const int nearest = min(Tile::kFirst < 0 ? max(h, 0) : h, output.height - 1);
-            return Row(Row::template read<Whole>(dy + before, argmax + before, output.row(d, nearest),
-                                                 tile.at[2] * kColumns, output.width, output.groups,
-                                                 inside && h == nearest));
+            return Row::template read<Whole>(dy + before, argmax + before, output.row(d, nearest),
+                                             tile.at[2] * kColumns, output.width, output.groups,
+                                             inside && h == nearest);
         };
         const auto write = [&](int row, int r, const Sums& sums) { rows.write(row, r, sums); };
         if constexpr (!Deep) {
@@ -429,6 +429,12 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
             RowsAhead<T, 1> gradients_ahead(dy + first_asked, -output.row(0, 1), 0,
                                             rows_of(static_cast<int>(sizeof(T))));
             RowsAhead<unsigned char, 1> taps_ahead(argmax + first_asked, -output.row(0, 1), 0, rows_of(1));
+            const int d = max(depth.last, 0);
+            // Of windows side by side two rows are read together: the one that is taken, and the one after
+            // it.
+            constexpr bool kInTwos = !Tile::kOverlap;
+            typename Row::Loaded after;
+            bool is_read = false;
             gather_up<Tile, Sums>(
                 begin, end, input.height,
                 [&](int h) {
@@ -437,7 +443,16 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
                         taps_ahead.ask();
                     }
                     if (h - Tile::kFirst < end) rows.expect(h - Tile::kFirst);
-                    return load(max(depth.last, 0), h, kd >= 0);
+                    if constexpr (!kInTwos) return Row(read(d, h, kd >= 0));
+                    typename Row::Loaded own;
+                    if (is_read) {
+                        own = after;
+                    } else {
+                        own = read(d, h, kd >= 0);
+                        if (h > begin + Tile::kFirst) after = read(d, h - 1, kd >= 0);
+                    }
+                    is_read = !is_read;
+                    return Row(own);
                 },
                 [&](const Row& row, int i, int r, Sums& sums) { sums.add(row, i, r, first_tap); }, write);
         } else {
@@ -452,7 +467,7 @@ __device__ __forceinline__ void gather_strips(const T* dy, const unsigned char* 
                     // In the order of the taps: from the last window to the first.
 #pragma unroll 1
                     for (int i = Tile::last_over(r); i >= Tile::first_over(r); --i)
-                        sums.add(load(d, block + i, true), i, r, first_tap);
+                        sums.add(Row(read(d, block + i, true)), i, r, first_tap);
                 }
                 write(row, r, sums);
             });
