@@ -38,7 +38,7 @@ asked=(others)
 beside_each_other=' verify bits tests memcheck racecheck initcheck synccheck '
 declare -A seconds=(
     [compile]=54 [verify]=100 [bits]=100 [tests]=100 [memcheck]=100 [racecheck]=100 [initcheck]=100 [synccheck]=100
-    [bench]=111 [compiled]=80 [reads]=30 [overhead]=30 [ncu]=90 [more]=240 [others]=240
+    [bench]=115 [compiled]=76 [reads]=30 [overhead]=30 [ncu]=90 [more]=240 [others]=240
 )
 declare -A what=(
     [compile]="every kernel into the cache, on all processors"

@@ -515,6 +515,12 @@ MAX_POOL = Operation(
     layouts=(False, True),
 )
 
+HALVING_MAX_POOL = MAX_POOL.called(
+    "halving_max_pool",
+    **_max_pool_timed(HALVING, IMAGES),
+    # As of average pooling.
+    floor=per_pass(lambda s: pool_floor(s, 1, seen=4 * s.outputs), lambda s: pool_floor(s, 1)),
+)
 PYRAMID_MAX_POOL = MAX_POOL.called(
     "pyramid_max_pool", **_max_pool_timed(_PYRAMID_WINDOW, ((64, 256, 40, 40), (64, 512, 20, 20)))
 )

@@ -154,6 +154,7 @@ _AGAIN = [
     "batch_norm_inference forward 64x256x56x56 bfloat16",
     "batch_norm forward 64x256x56x56 bfloat16 channels_last",
     "max_pool forward 64x256x56x56 bfloat16 channels_last",
+    "halving_max_pool backward 64x256x56x56 bfloat16",
     "adaptive_max_pool forward 64x256x56x56 bfloat16",
     "avg_pool backward 64x256x56x56 bfloat16",
     "global_avg_pool forward 64x256x56x56 bfloat16 channels_last",

@@ -69,7 +69,14 @@ def test_the_message_names_the_type_and_the_remedy():
 
 
 #: They take whole numbers too: tests/ops/test_integer_max_pool.py.
-OF_WHOLE_NUMBERS = {"max_pool", "pyramid_max_pool", "adaptive_max_pool", "MaxPool2d", "AdaptiveMaxPool2d"}
+OF_WHOLE_NUMBERS = {
+    "max_pool",
+    "halving_max_pool",
+    "pyramid_max_pool",
+    "adaptive_max_pool",
+    "MaxPool2d",
+    "AdaptiveMaxPool2d",
+}
 
 
 OTHER_DTYPES = [np.int32, np.int64, np.uint8, bool, np.complex64, np.longdouble, ">f4", object, "U3"]
