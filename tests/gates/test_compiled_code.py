@@ -399,22 +399,33 @@ TILED = re.compile(r"(max|avg)_pool_(forward|backward)_tiled<(\w+), (\d), (\d), 
 
 
 def pooled_round(name, kernel):
-    """Instructions of a round of a tiled kernel's walk along a strip of whole tiles, and its bytes of DRAM traffic."""
+    """Instructions of a round of a tiled kernel's walk along a strip of whole tiles, and its bytes of DRAM traffic.
+
+    A round has a row of outputs or, where the code says so by what it stores, several. Instructions that only every
+    second round executes are counted as if each did.
+    """
     op, direction, element, size, stride, _, last, deep = TILED.match(name).groups()
     size, stride, bytes_each = int(size), int(stride), 4 if element == "float" else 2
     outputs = 16 // bytes_each if last == "true" else min(16 // bytes_each // stride, 4)
-    moved = outputs * ((stride**2 + 1) * bytes_each + (op == "max"))
-    # Of rows of whole tiles and of others: the one with the wider accesses.
-    loop = max(kernel.loops(), key=lambda it: (max(i.global_bytes for i in it.instructions), -len(it.instructions)))
-    stores = sum(i.mnemonic == "STG" for i in loop.instructions)
-    if stores:
-        # Planes may have two rows of outputs in a round, which write values and taps each.
-        rows = stores // 2 if (op, direction, last) == ("max", "forward", "false") else 1
-        return len(loop.instructions), rows * moved
-    assert deep == "true"
-    # The rows that a window takes: one after another, or as many as there are windows over two rows of inputs.
-    again = size - stride if direction == "backward" else size - 1 if last == "true" and size > 2 else 0
-    return len(kernel.around(loop).instructions) + again * len(loop.instructions), moved
+    inputs_of_row, outputs_of_row = (outputs * n * bytes_each for n in (stride**2, 1))
+    taps_of_row = outputs * (op == "max")
+    stored_of_row = inputs_of_row if direction == "backward" else outputs_of_row + taps_of_row
+
+    # Of rows of whole tiles and of others: the one with the wider accesses, and more of them.
+    def whole_tiles(loop):
+        return max(i.global_bytes for i in loop.instructions), loop.global_bytes, -len(loop.instructions)
+
+    loop = around = max(kernel.loops(), key=whole_tiles)
+    if not any(i.mnemonic == "STG" for i in loop.instructions):
+        assert deep == "true"
+        around = kernel.around(loop)
+    rows = sum(i.global_bytes for i in around.instructions if i.mnemonic == "STG") // stored_of_row
+    instructions = len(around.instructions)
+    if around is not loop:
+        # The rows that a window takes: one after another, or as many as there are windows over two rows of inputs.
+        again = size - stride if direction == "backward" else size - 1 if last == "true" and size > 2 else 0
+        instructions += again * len(loop.instructions)
+    return instructions, max(rows, 1) * (inputs_of_row + outputs_of_row + taps_of_row)
 
 
 def tiled_kernels(capability, op, direction, window, deep=None):
@@ -440,7 +451,8 @@ def tiled_kernels(capability, op, direction, window, deep=None):
         ("max", "forward", "3, 1, 1", "false", 5.0, 4.1),
         ("max", "forward", "3, 2, 1", "true", 6.0, 5.0),
         ("max", "forward", "3, 1, 1", "true", 13.0, 11.0),
-        ("max", "backward", "2, 2, 0", None, 3.0, 2.0),
+        # Half of the rounds skip what reads the next two rows, which is counted for all.
+        ("max", "backward", "2, 2, 0", None, 3.0, 2.9),
         ("max", "backward", "3, 2, 1", "false", 5.1, 3.6),
         ("max", "backward", "3, 1, 1", "false", 9.9, 5.6),
         ("max", "backward", "3, 2, 1", "true", 8.5, 6.5),
